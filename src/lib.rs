@@ -1,0 +1,16 @@
+//! Mailbox replication for Dovecot: the mail plugin, the aggregator and the replicator.
+//!
+//! One package builds everything; a Cargo feature says for which host process. docs/ARCHITECTURE.md
+//! names the rooms and the arrows between them. `engine` is pure and always there; `host` and
+//! `plugin` are the only rooms that touch Dovecot, and the only ones with `unsafe`.
+
+pub mod engine;
+
+#[cfg(feature = "services")]
+pub mod services;
+
+#[cfg(any(feature = "plugin", feature = "daemon", feature = "doveadm"))]
+pub mod host;
+
+#[cfg(any(feature = "plugin", feature = "doveadm"))]
+pub mod plugin;
