@@ -6,5 +6,6 @@
 
 mod priority;
 pub mod strescape;
+pub mod time;
 
 pub use priority::Priority;

@@ -1,0 +1,3 @@
+//! The service executable `aggregator`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The service executable `replicator`.
+
+fn main() {}
