@@ -45,7 +45,12 @@ fn main() {
 fn build_for(host: &str, dovecot: &Dovecot) {
     let shim = PathBuf::from("c-shim").join(format!("{host}.c"));
     let header = shim.with_extension("h");
-    for input in [&shim, &header, &PathBuf::from("include")] {
+    for input in [
+        &shim,
+        &header,
+        &PathBuf::from("c-shim/log.c"),
+        &PathBuf::from("include"),
+    ] {
         println!("cargo::rerun-if-changed={}", input.display());
     }
     println!("cargo::rerun-if-changed={}", dovecot.config_path.display());
@@ -55,6 +60,7 @@ fn build_for(host: &str, dovecot: &Dovecot) {
     }
     let mut cc = cc::Build::new();
     cc.file(&shim)
+        .file("c-shim/log.c")
         .includes(dovecot.include_dirs())
         .include("include")
         .define("HAVE_CONFIG_H", None)
@@ -91,7 +97,7 @@ fn bind(header: &Path, host: &str, dovecot: &Dovecot) {
         .clang_arg("-DHAVE_CONFIG_H")
         .clang_arg("-std=gnu11")
         .clang_args(include_args)
-        .allowlist_file(format!(".*c-shim/{host}\\.h"))
+        .allowlist_file(format!(".*c-shim/({host}|log)\\.h"))
         .default_enum_style(bindgen::EnumVariation::Consts)
         .derive_debug(false)
         .layout_tests(true)
@@ -115,7 +121,7 @@ fn bind(header: &Path, host: &str, dovecot: &Dovecot) {
 }
 
 /// What each host's Rust names beyond its shim's own header.
-const ALLOWED: [(&str, &str); 12] = [
+const ALLOWED: [(&str, &str); 15] = [
     ("plugin", "notify_vfuncs"),
     ("plugin", "notify_register"),
     ("plugin", "notify_unregister"),
@@ -131,6 +137,9 @@ const ALLOWED: [(&str, &str); 12] = [
         "mailbox_transaction_flags_MAILBOX_TRANSACTION_FLAG_SYNC",
     ),
     ("plugin", "mail_index_transaction_change_.*"),
+    ("plugin", "mail_transaction_commit_changes"),
+    ("plugin", "DOVECOT_ABI_VERSION"),
+    ("plugin", "mail"),
 ];
 
 /// An installed Dovecot, as its `dovecot-config` and `config.h` tell.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod notification;
+mod outage;
 mod pending;
 mod priority;
 pub mod strescape;
@@ -13,6 +14,7 @@ mod sync_timeout;
 pub mod time;
 
 pub use notification::{LINE_MAX_BYTES, Notification, notification_line};
+pub use outage::{Outage, RETRY_FIRST, RETRY_LONGEST};
 pub use pending::{PENDING_USERS_MAX, Pending};
 pub use priority::Priority;
 pub use sync_reply::{InvalidReply, REPLY_MAX_BYTES, SyncReply, SyncReplyReader};

@@ -88,9 +88,11 @@ mod tests {
             pending.merge(notification("u1", priority)).unwrap();
         }
         let mut seen = Vec::new();
-        pending
-            .hand_on(|u, p| Ok::<_, ()>(seen.push((u.to_vec(), p))))
-            .unwrap();
+        let taken: Result<(), ()> = pending.hand_on(|username, priority| {
+            seen.push((username.to_vec(), priority));
+            Ok(())
+        });
+        assert_eq!(taken, Ok(()));
         assert_eq!(seen, [(b"u1".to_vec(), Priority::High)]);
         assert!(pending.is_empty());
     }
