@@ -63,7 +63,9 @@ fn contains_word(code: &str, word: &str) -> bool {
 }
 
 fn in_room(name: &str, rooms: &[&str]) -> bool {
-    rooms.iter().any(|room| name.starts_with(&format!("src/{room}/")))
+    rooms
+        .iter()
+        .any(|room| name.starts_with(&format!("src/{room}/")))
 }
 
 #[test]
@@ -74,7 +76,10 @@ fn unsafe_stays_in_host_and_plugin() {
 
 #[test]
 fn symbols_are_exported_by_one_file() {
-    let found = offences(|name| name != "src/plugin/exports.rs", &["no_mangle", "export_name"]);
+    let found = offences(
+        |name| name != "src/plugin/exports.rs",
+        &["no_mangle", "export_name"],
+    );
     assert!(found.is_empty(), "{found:#?}");
 }
 
@@ -114,8 +119,19 @@ fn is_test_file(name: &str) -> bool {
 #[test]
 fn arrows_between_rooms_are_kept() {
     let arrows: [(&[&str], &[&str]); 4] = [
-        (&["engine"], &["crate::host", "crate::plugin", "crate::services", "crate::cli"]),
-        (&["services"], &["crate::plugin", "crate::cli", "crate::host::bindings"]),
+        (
+            &["engine"],
+            &[
+                "crate::host",
+                "crate::plugin",
+                "crate::services",
+                "crate::cli",
+            ],
+        ),
+        (
+            &["services"],
+            &["crate::plugin", "crate::cli", "crate::host::bindings"],
+        ),
         (&["host"], &["crate::plugin"]),
         (&["plugin"], &["crate::services"]),
     ];
@@ -139,7 +155,10 @@ fn every_file_says_what_it_is() {
 #[test]
 fn binaries_are_a_few_lines() {
     for (name, text) in rust_files("src/bin") {
-        assert!(text.lines().count() <= 20, "{name} is longer than a few lines");
+        assert!(
+            text.lines().count() <= 20,
+            "{name} is longer than a few lines"
+        );
     }
 }
 
@@ -166,12 +185,20 @@ fn header_for_c_is_current() {
     let source = root().join("src/plugin/callbacks.rs");
     let header = root().join("include/replication-callbacks.h");
     let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();
-    let bindings = cbindgen::Builder::new().with_config(config).with_src(source).generate().unwrap();
+    let bindings = cbindgen::Builder::new()
+        .with_config(config)
+        .with_src(source)
+        .generate()
+        .unwrap();
     let mut wanted = Vec::new();
     bindings.write(&mut wanted);
     let wanted = String::from_utf8(wanted).unwrap();
     if std::env::var_os("UPDATE_HEADER").is_some() {
         fs::write(&header, &wanted).unwrap();
     }
-    assert_eq!(fs::read_to_string(&header).unwrap(), wanted, "run `make header`");
+    assert_eq!(
+        fs::read_to_string(&header).unwrap(),
+        wanted,
+        "run `make header`"
+    );
 }
