@@ -7,6 +7,8 @@ pub mod bindings;
 pub mod guard;
 pub mod log;
 
+#[cfg(feature = "doveadm")]
+pub mod doveadm;
 #[cfg(feature = "plugin")]
 pub mod mail;
 #[cfg(feature = "plugin")]
