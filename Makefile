@@ -28,8 +28,13 @@ cargo := CARGO_TARGET_DIR=$(target) $(CARGO)
 cdylib = $(cargo) rustc --locked --lib --crate-type cdylib --no-default-features --profile module \
 	--features $(1) -- -C relro-level=partial
 
-modules := lib20_replication_plugin.so
-installed := $(moduledir)/lib20_replication_plugin.so
+# What is built, and where it goes.
+installed := \
+	$(moduledir)/lib20_replication_plugin.so \
+	$(moduledir)/settings/lib10_replication_settings.so \
+	$(moduledir)/doveadm/lib10_doveadm_replicator_plugin.so \
+	$(libexecdir)/aggregator \
+	$(libexecdir)/replicator
 
 ##@ Use
 .PHONY: help
@@ -47,17 +52,30 @@ build: require-dovecot ## Build for the Dovecot at hand into build/<version>/
 	@mkdir -p $(out)
 	@$(call cdylib,plugin)
 	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/lib20_replication_plugin.so)
+	@$(call cdylib,doveadm)
+	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/lib10_doveadm_replicator_plugin.so)
+	@$(cargo) build --locked --release --bins --features daemon
+	@$(call place,$(target)/release/aggregator,$(out)/aggregator)
+	@$(call place,$(target)/release/replicator,$(out)/replicator)
+	@$(CC) -shared -fPIC -O2 -g -Wall -Wextra -fvisibility=hidden -DHAVE_CONFIG_H -I"$(include_dir)" -Ic-shim \
+		c-shim/settings.c c-shim/settings-module.c -o $(out)/lib10_replication_settings.so.new
+	@mv -f $(out)/lib10_replication_settings.so.new $(out)/lib10_replication_settings.so
 	@echo "built for Dovecot $(version): $(out)/"
 
 .PHONY: install
 install: require-dovecot ## Install what was built, diverting the distribution's files of the same names
-	@for name in $(modules); do test -e "$(out)/$$name" || \
+	@for name in $(notdir $(installed)); do test -e "$(out)/$$name" || \
 		{ echo "$(out)/$$name is missing: run 'make build' first" >&2; exit 1; }; done
 	@$(foreach file,$(installed),$(call divert,$(file)) && $(call place,$(out)/$(notdir $(file)),$(DESTDIR)$(file));)
 	@echo "installed. Load the plugin with: mail_plugins = \$$mail_plugins notify replication"
 
+# Dovecot does not start with a setting that no module knows: look before the module goes.
 .PHONY: uninstall
 uninstall: require-dovecot ## Take out what was installed and restore the distribution's files
+	@test -n "$(DESTDIR)" || ! command -v doveconf >/dev/null || { \
+		used=$$(doveconf -n 2>/dev/null | grep -E '^ *replication_(sync_deadline|retry_min_interval|retry_max_interval|probe_timeout) *=' || true); \
+		test -z "$$used" || { echo "dovecot.conf names settings of this project; take these lines out first:" >&2; \
+			echo "$$used" >&2; exit 1; }; }
 	@$(foreach file,$(installed),if $(call is_ours,$(DESTDIR)$(file)); then rm -f "$(DESTDIR)$(file)"; $(call restore,$(file)); fi;)
 	@echo "uninstalled"
 
@@ -75,6 +93,8 @@ check: ## Format, lints and the tree's own rules
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --features services -- -D warnings
 	$(cargo) clippy --locked --lib --no-default-features --features plugin -- -D warnings
+	$(cargo) clippy --locked --lib --no-default-features --features doveadm -- -D warnings
+	$(cargo) clippy --locked --lib --bins --features daemon -- -D warnings
 	$(CARGO) test --locked --quiet --test tree
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; else echo "cargo-deny is not installed: dependencies not checked"; fi
 
