@@ -38,7 +38,9 @@ impl Lines {
     fn line(&mut self) -> Outcome<String> {
         let mut line = Vec::new();
         self.stream.read_until(b'\n', &mut line)?;
-        check(!line.is_empty(), || "the server closed the connection".to_owned())?;
+        check(!line.is_empty(), || {
+            "the server closed the connection".to_owned()
+        })?;
         Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 
@@ -316,7 +318,10 @@ impl Sieve {
     /// # Errors
     /// When it is not answered OK.
     pub fn put(&mut self, name: &str, script: &str) -> Outcome {
-        self.ok(&format!("PUTSCRIPT \"{name}\" {{{}+}}\r\n{script}", script.len()))
+        self.ok(&format!(
+            "PUTSCRIPT \"{name}\" {{{}+}}\r\n{script}",
+            script.len()
+        ))
     }
 
     /// LOGOUT, and the connection's end.
@@ -339,7 +344,11 @@ fn base64(bytes: &[u8]) -> String {
         });
         for at in 0..4 {
             let letter = LETTERS.get(group >> (18 - 6 * at) & 63).copied();
-            let shown = if at <= chunk.len() { letter } else { Some(b'=') };
+            let shown = if at <= chunk.len() {
+                letter
+            } else {
+                Some(b'=')
+            };
             text.extend(shown.map(char::from));
         }
     }

@@ -182,7 +182,11 @@ impl Node {
             chown(dir.path().join(sub), Some(VMAIL), Some(VMAIL))?;
         }
         link_modules(&target, &dir.path().join("modules"))?;
-        let lines: String = builder.users.iter().map(|user| user.line(&inside)).collect();
+        let lines: String = builder
+            .users
+            .iter()
+            .map(|user| user.line(&inside))
+            .collect();
         fs::write(dir.path().join("users"), lines)?;
 
         let reader = Reader::new(&dir.path().join("run"), VMAIL);
@@ -223,7 +227,10 @@ impl Node {
         let Some(master) = &mut self.master else {
             return Err("not started".into());
         };
-        let pid = self.dir.as_ref().map(|dir| dir.path().join("run/master.pid"));
+        let pid = self
+            .dir
+            .as_ref()
+            .map(|dir| dir.path().join("run/master.pid"));
         let pid = pid.ok_or("finished")?;
         let started = wait_for("the master", PATIENCE, || {
             if let Some(status) = master.try_wait()? {
@@ -245,7 +252,10 @@ impl Node {
         let (imap, lmtp) = (self.imap.number(), self.lmtp.number());
         let (pop3, sieve) = (self.pop3.number(), self.sieve.number());
         let executable = if builder.valgrind {
-            format!("executable = {} /usr/lib/dovecot/imap", valgrind(&self.inside))
+            format!(
+                "executable = {} /usr/lib/dovecot/imap",
+                valgrind(&self.inside)
+            )
         } else {
             String::new()
         };
@@ -627,7 +637,11 @@ plugin {{
             master.wait()?;
         }
         let mut wrong = self.wrong_lines();
-        wrong.extend(ended.err().and_then(|failed| failed.message().map(str::to_owned)));
+        wrong.extend(
+            ended
+                .err()
+                .and_then(|failed| failed.message().map(str::to_owned)),
+        );
         wrong.extend(self.reader.malformed());
         let dir = self.path("");
         find_cores(&dir, &mut wrong)?;

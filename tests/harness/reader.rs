@@ -406,10 +406,7 @@ fn accept_all(listener: &UnixListener, state: &Arc<Mutex<State>>) {
 }
 
 fn is_stopped(state: &Arc<Mutex<State>>) -> bool {
-    state
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .stopped
+    state.lock().unwrap_or_else(PoisonError::into_inner).stopped
 }
 
 fn serve(mut client: UnixStream, state: &Arc<Mutex<State>>) -> std::io::Result<()> {

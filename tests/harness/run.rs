@@ -7,11 +7,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A trial of `target`; where the target is missing it is skipped, with the reason in its line.
-pub fn trial(
-    target: &Target,
-    name: &str,
-    run: impl FnOnce() -> Outcome + Send + 'static,
-) -> Trial {
+pub fn trial(target: &Target, name: &str, run: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
     let trial = Trial::test(format!("{}/{name}", target.name()), run);
     match &target.missing {
         None => trial,
@@ -29,10 +25,7 @@ pub struct Shared {
 
 impl Shared {
     /// A node that `start` will start.
-    pub fn new(
-        name: String,
-        start: impl Fn() -> Outcome<Node> + Send + Sync + 'static,
-    ) -> Shared {
+    pub fn new(name: String, start: impl Fn() -> Outcome<Node> + Send + Sync + 'static) -> Shared {
         let shared = Shared {
             name,
             start: Arc::new(start),
