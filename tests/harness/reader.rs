@@ -68,7 +68,7 @@ struct State {
     lines: Vec<Line>,
     malformed: Vec<String>,
     partial: Vec<u8>,
-    fifo: Option<File>,
+    fifo: Option<Arc<File>>,
     reading: bool,
     replies: HashMap<String, Reply>,
     stopped: bool,
@@ -100,7 +100,9 @@ impl State {
     }
 
     fn drain(&mut self) {
-        let Some(fifo) = &mut self.fifo else { return };
+        let Some(mut fifo) = self.fifo.as_deref() else {
+            return;
+        };
         let mut buffer = [0; 65_536];
         let mut fresh: Vec<u8> = Vec::new();
         // EAGAIN ends the loop: the reader's own write end keeps EOF away.
@@ -173,7 +175,7 @@ impl Reader {
                     }
                     let reading = state.reading;
                     let fifo = state.fifo.as_ref().filter(|_| reading);
-                    fifo.and_then(|fifo| fifo.try_clone().ok())
+                    fifo.cloned()
                 };
                 match fifo {
                     Some(fifo) => {
@@ -219,16 +221,25 @@ impl Reader {
     pub fn open_fifo(&self) -> Outcome {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fifo = open(&self.fifo_path(), flags, Mode::empty())?;
-        self.lock().fifo = Some(File::from(fifo));
+        self.lock().fifo = Some(Arc::new(File::from(fifo)));
         Ok(())
     }
 
     /// Closes the fifo, as if aggregator and master were gone; what is in it is lost to the reader,
     /// so it is read first.
     pub fn close_fifo(&self) {
-        let mut state = self.lock();
-        state.drain();
-        state.fifo = None;
+        let fifo = {
+            let mut state = self.lock();
+            state.drain();
+            state.fifo.take()
+        };
+        // The pump lets go of it within its poll; then nobody reads the fifo.
+        while fifo
+            .as_ref()
+            .is_some_and(|fifo| Arc::strong_count(fifo) > 1)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Takes the fifo's name away; the reader keeps it open.
@@ -249,6 +260,17 @@ impl Reader {
         self.create_fifo()
     }
 
+    /// Puts another fifo in the fifo's place while somebody, the caller, still has the old one open.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn put_new_fifo(&self) -> Outcome<Option<Arc<File>>> {
+        self.remove_fifo()?;
+        let old = self.lock().fifo.take();
+        self.create_fifo()?;
+        Ok(old)
+    }
+
     /// Stops reading the fifo; it stays open.
     pub fn stop_reading(&self) {
         self.lock().reading = false;
@@ -266,7 +288,8 @@ impl Reader {
     pub fn fill_fifo(&self) -> Outcome {
         let mut state = self.lock();
         state.reading = false;
-        let fifo = state.fifo.as_mut().ok_or("the fifo is not open")?;
+        let fifo = state.fifo.clone().ok_or("the fifo is not open")?;
+        let mut fifo = &*fifo;
         // First by the page, then by single bytes of one line: not even the shortest line fits after.
         for line in [format!("{FILLER}\tlow\n").repeat(300), "\n".to_owned()] {
             loop {
