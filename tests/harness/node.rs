@@ -780,7 +780,10 @@ fn link_modules(target: &Target, modules: &Path) -> Outcome {
 }
 
 /// Where the distribution's plugin is: elsewhere if `make install` has diverted it.
-fn stock_plugin(target: &Target) -> Outcome<String> {
+///
+/// # Errors
+/// When the target has no dpkg-divert.
+pub fn stock_plugin(target: &Target) -> Outcome<String> {
     let path = format!("/usr/lib/dovecot/modules/{PLUGIN}");
     let output = target
         .command("dpkg-divert")
