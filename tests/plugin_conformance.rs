@@ -330,6 +330,15 @@ const CASES: &[Case] = &[
         ONE_LOW,
     ),
     same(
+        "deleteacl",
+        |cx| {
+            mails(cx)?;
+            cx.imap(&[&format!("SETACL Box {} lr", cx.other)])
+        },
+        |cx| cx.imap(&[&format!("DELETEACL Box {}", cx.other)]),
+        ONE_LOW,
+    ),
+    same(
         "setmetadata",
         mails,
         |cx| cx.imap(&["SETMETADATA Box (/private/comment \"text\")"]),
@@ -457,6 +466,31 @@ const CASES: &[Case] = &[
         ours: ONE_LOW,
         ..same("doveadm_mailbox_update", mails, mailbox_update, NONE)
     },
+    same(
+        "doveadm_copy",
+        mails,
+        |cx| cx.doveadm(&["copy", "-u", &cx.user, "Box", "mailbox", "INBOX", "1"]),
+        ONE_LOW,
+    ),
+    Case {
+        // The copy and the expunge.
+        ours: &[(Actor, Low, 2)],
+        ..same(
+            "doveadm_move",
+            mails,
+            |cx| cx.doveadm(&["move", "-u", &cx.user, "Box", "mailbox", "INBOX", "1"]),
+            ONE_LOW,
+        )
+    },
+    same(
+        "doveadm_mailbox_unsubscribe",
+        |cx| {
+            mails(cx)?;
+            cx.imap(&["SUBSCRIBE Box"])
+        },
+        |cx| cx.doveadm(&["mailbox", "unsubscribe", "-u", &cx.user, "Box"]),
+        ONE_LOW,
+    ),
     same(
         "doveadm_mailbox_subscribe",
         mails,

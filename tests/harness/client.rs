@@ -44,7 +44,7 @@ impl Lines {
         Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 
-    fn to_eof(&mut self) -> Outcome<String> {
+    fn until_eof(&mut self) -> Outcome<String> {
         let mut rest = Vec::new();
         self.stream.read_to_end(&mut rest)?;
         Ok(String::from_utf8_lossy(&rest).into_owned())
@@ -156,7 +156,7 @@ impl Imap {
     pub fn logout(mut self) -> Outcome {
         let tag = self.next_tag();
         self.lines.send(&format!("{tag} LOGOUT\r\n"))?;
-        let rest = self.lines.to_eof()?;
+        let rest = self.lines.until_eof()?;
         check(rest.contains(&format!("{tag} OK")), || rest.clone())
     }
 }
@@ -219,7 +219,7 @@ impl Lmtp {
     /// When the server does not end it well.
     pub fn quit(mut self) -> Outcome {
         self.command("QUIT", "221")?;
-        self.lines.to_eof()?;
+        self.lines.until_eof()?;
         Ok(())
     }
 }
@@ -266,7 +266,7 @@ impl Pop3 {
     /// When the server does not end it well.
     pub fn quit(mut self) -> Outcome {
         self.ok("QUIT")?;
-        self.lines.to_eof()?;
+        self.lines.until_eof()?;
         Ok(())
     }
 }
@@ -330,7 +330,7 @@ impl Sieve {
     /// When the server does not end it well.
     pub fn logout(mut self) -> Outcome {
         self.ok("LOGOUT")?;
-        self.lines.to_eof()?;
+        self.lines.until_eof()?;
         Ok(())
     }
 }

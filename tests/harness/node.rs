@@ -408,11 +408,12 @@ plugin {{
         format!("{}/run/{}", self.inside.display(), super::reader::FIFO)
     }
 
-    /// A program of the target with this node's host name; paths are Dovecot's.
+    /// A program of the target with this node's own host name; paths are Dovecot's.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.target.command(program);
-        command.env("DOVECOT_HOSTNAME", "test-node");
+        let name = self.inside.file_name().unwrap_or_default();
+        command.env("DOVECOT_HOSTNAME", name);
         command
     }
 

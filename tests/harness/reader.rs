@@ -220,7 +220,7 @@ impl Reader {
     /// When it is not there.
     pub fn open_fifo(&self) -> Outcome {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fifo = open(&self.fifo_path(), flags, Mode::empty())?;
+        let fifo = open(self.fifo_path(), flags, Mode::empty())?;
         self.lock().fifo = Some(Arc::new(File::from(fifo)));
         Ok(())
     }
