@@ -9,7 +9,6 @@ use std::os::raw::c_char;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use once_cell::sync::OnceCell;
 
 use super::callbacks::ReplicationCallbacks;
 use super::main_thread::MainThread;
@@ -36,7 +35,7 @@ const REPLICA_SETTINGS: [&CStr; 9] = [
 ];
 
 static NOTIFIER: MainThread<Notifier> = MainThread::new();
-static SENDER: OnceCell<Sender<Notification>> = OnceCell::new();
+static SENDER: MainThread<Sender<Notification>> = MainThread::new();
 static REGISTERED: MainThread<Registered> = MainThread::new();
 
 /// What is taken back at deinit.
@@ -106,10 +105,7 @@ pub fn init(module: *mut ffi::module) {
     crate::host::log::init(log::LevelFilter::Info);
     guard::silence_panic_hook();
     let (sender, receiver) = notifier::channel();
-    if SENDER.set(sender).is_err() {
-        log::error!("replication: BUG: initialized twice");
-        return;
-    }
+    SENDER.set(sender);
     NOTIFIER.set(Notifier::new(receiver));
     // SAFETY: CALLBACKS lives as long as the plugin is loaded.
     unsafe { ffi::replication_shim_set_callbacks((&raw const CALLBACKS).cast()) };
@@ -135,6 +131,7 @@ pub fn unhook() {
         unregister(registered.notify);
         guard::restore_panic_hook();
     }
+    drop(SENDER.take());
     drop(NOTIFIER.take());
 }
 
@@ -222,9 +219,7 @@ fn notify(username: Box<[u8]>, priority: Priority) {
     let drain = || {
         NOTIFIER.with(Notifier::drain);
     };
-    if let Some(sender) = SENDER.get() {
-        notifier::push(sender, Notification { username, priority }, drain);
-    }
+    SENDER.with(|sender| notifier::push(sender, Notification { username, priority }, drain));
     drain();
 }
 

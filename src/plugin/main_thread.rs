@@ -1,12 +1,14 @@
 //! State of a mail process: one thread, set at init, taken back at deinit.
 
 use std::cell::RefCell;
-use std::thread::{self, ThreadId};
+
+use libc::pthread_t;
 
 /// A cell for what only the process's main thread touches.
 ///
-/// Not a thread-local: its destructor would outlive the plugin's unloading.
-pub struct MainThread<T>(RefCell<Option<(ThreadId, T)>>);
+/// Not a thread-local: its destructor would outlive the plugin's unloading. Nor `std::thread::current()`,
+/// whose handle nobody frees then.
+pub struct MainThread<T>(RefCell<Option<(pthread_t, T)>>);
 
 // SAFETY: every access compares the thread with the one that called `set`; the first `set` and `take`
 // are made by plugin init and deinit, which Dovecot calls on the main thread.
@@ -18,7 +20,7 @@ impl<T> MainThread<T> {
     }
 
     pub fn set(&self, value: T) {
-        *self.0.borrow_mut() = Some((thread::current().id(), value));
+        *self.0.borrow_mut() = Some((current_thread(), value));
     }
 
     pub fn take(&self) -> Option<T> {
@@ -29,6 +31,11 @@ impl<T> MainThread<T> {
     pub fn with<R>(&self, body: impl FnOnce(&mut T) -> R) -> Option<R> {
         let mut cell = self.0.try_borrow_mut().ok()?;
         let (owner, value) = cell.as_mut()?;
-        (*owner == thread::current().id()).then(|| body(value))
+        (*owner == current_thread()).then(|| body(value))
     }
+}
+
+fn current_thread() -> pthread_t {
+    // SAFETY: it always succeeds.
+    unsafe { libc::pthread_self() }
 }

@@ -1,0 +1,810 @@
+//! A real Dovecot in a directory of its own.
+//!
+//! Its modules are a directory of links to the distribution's, with our plugin in the place of
+//! stock's where the target is ours. Nothing of the installation is changed. Mail belongs to an
+//! unprivileged uid, users are lines of a passwd-file.
+
+use super::client::{Imap, Lmtp, Pop3, Sieve};
+use super::ports::Port;
+use super::reader::{Line, Reader};
+use super::target::{PLUGIN, Target};
+use super::{Outcome, PATIENCE, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// The uid and gid of all mail: no user of any system has it.
+pub const VMAIL: u32 = 5_000;
+/// Every test user's password.
+pub const PASSWORD: &str = "secret";
+/// A `mail_replica` that nothing in these tests connects to.
+pub const REPLICA: &str = "tcp:127.0.0.1:9";
+
+/// A mail user: a line of the passwd-file.
+#[derive(Clone, Debug)]
+pub struct User {
+    name: String,
+    fields: String,
+}
+
+impl User {
+    /// A user without `mail_replica`.
+    #[must_use]
+    pub fn local(name: &str) -> User {
+        User {
+            name: name.to_owned(),
+            fields: String::new(),
+        }
+    }
+
+    /// A user with a `mail_replica`.
+    #[must_use]
+    pub fn replicated(name: &str) -> User {
+        Self::local(name).with("mail_replica", REPLICA)
+    }
+
+    /// With a userdb field; the passwd-file allows no space in `value`.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: &str) -> User {
+        let _ = write!(self.fields, " userdb_{key}={value}");
+        self
+    }
+
+    fn line(&self, inside: &Path) -> String {
+        let name = &self.name;
+        let home = inside.join("mail").join(name);
+        let (home, fields) = (home.display(), self.fields.trim_start());
+        format!("{name}:{{PLAIN}}{PASSWORD}:{VMAIL}:{VMAIL}::{home}::{fields}\n")
+    }
+}
+
+/// How a node is to be set up.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    target: &'a Target,
+    mail_plugins: &'a str,
+    extra: String,
+    users: Vec<User>,
+    fifo: bool,
+    socket: bool,
+    valgrind: bool,
+    lenient: bool,
+}
+
+impl<'a> Builder<'a> {
+    /// The global `mail_plugins`; without it `notify replication acl`.
+    #[must_use]
+    pub fn mail_plugins(mut self, plugins: &'a str) -> Self {
+        self.mail_plugins = plugins;
+        self
+    }
+
+    /// Adds users. All are known at start: auth reads a changed passwd-file once a second only.
+    #[must_use]
+    pub fn users(mut self, users: impl IntoIterator<Item = User>) -> Self {
+        self.users.extend(users);
+        self
+    }
+
+    /// Lines at the end of dovecot.conf.
+    #[must_use]
+    pub fn config(mut self, lines: &str) -> Self {
+        self.extra.push_str(lines);
+        self.extra.push('\n');
+        self
+    }
+
+    /// The fifo is not there at start.
+    #[must_use]
+    pub fn without_fifo(mut self) -> Self {
+        self.fifo = false;
+        self
+    }
+
+    /// The socket is not there at start.
+    #[must_use]
+    pub fn without_socket(mut self) -> Self {
+        self.socket = false;
+        self
+    }
+
+    /// `imap` runs under valgrind; reports are read by [`Node::valgrind_reports`].
+    #[must_use]
+    pub fn valgrind(mut self) -> Self {
+        self.valgrind = true;
+        self
+    }
+
+    /// Whatever it logs is right: for the stock plugin's defects.
+    #[must_use]
+    pub fn lenient(mut self) -> Self {
+        self.lenient = true;
+        self
+    }
+
+    /// Starts it, lets `body` test it and finishes it.
+    ///
+    /// # Errors
+    /// What `body` found wrong, and then what [`Node::finish`] did.
+    pub fn test(self, body: impl FnOnce(&Node) -> Outcome) -> Outcome {
+        let node = self.start()?;
+        let tested = body(&node);
+        let finished = node.finish();
+        let wrong = [tested.err(), finished.err()];
+        let wrong: Vec<String> = wrong
+            .iter()
+            .flatten()
+            .filter_map(|failed| failed.message().map(str::to_owned))
+            .collect();
+        super::check(wrong.is_empty(), || wrong.join("\n"))
+    }
+
+    /// Starts it and waits until it takes connections.
+    ///
+    /// # Errors
+    /// When it does not start; the log is in the message.
+    pub fn start(self) -> Outcome<Node> {
+        Node::start(self)
+    }
+}
+
+/// A Dovecot that runs; it is stopped and its log is looked at when it is finished or dropped.
+#[derive(Debug)]
+pub struct Node {
+    /// What it is made of.
+    pub target: Target,
+    /// What stands in the aggregator's place.
+    pub reader: Reader,
+    dir: Option<tempfile::TempDir>,
+    inside: PathBuf,
+    master: Option<Child>,
+    imap: Port,
+    lmtp: Port,
+    pop3: Port,
+    sieve: Port,
+    messages: Mutex<String>,
+    expected: Mutex<Vec<String>>,
+    users: Vec<String>,
+    lenient: bool,
+}
+
+impl Node {
+    /// A node of `target` that is still to be set up.
+    #[must_use]
+    pub fn of(target: &Target) -> Builder<'_> {
+        Builder {
+            target,
+            mail_plugins: "notify replication acl",
+            extra: String::new(),
+            users: Vec::new(),
+            fifo: true,
+            socket: true,
+            valgrind: false,
+            lenient: false,
+        }
+    }
+
+    fn start(builder: Builder<'_>) -> Outcome<Node> {
+        if let Some(missing) = &builder.target.missing {
+            return Err(missing.into());
+        }
+        let target = builder.target.clone();
+        let dir = tempfile::Builder::new()
+            .prefix("dr-")
+            .permissions(fs::Permissions::from_mode(0o755))
+            .tempdir_in(target.outside(Path::new("/tmp")))?;
+        let name = dir.path().file_name().ok_or("no name")?;
+        let inside = Path::new("/tmp").join(name);
+        for (sub, mode) in [("run", 0o755), ("state", 0o755), ("valgrind", 0o1777)] {
+            fs::create_dir(dir.path().join(sub))?;
+            fs::set_permissions(dir.path().join(sub), fs::Permissions::from_mode(mode))?;
+        }
+        for sub in ["mail", "shared"] {
+            fs::create_dir(dir.path().join(sub))?;
+            chown(dir.path().join(sub), Some(VMAIL), Some(VMAIL))?;
+        }
+        link_modules(&target, &dir.path().join("modules"))?;
+        let lines: String = builder
+            .users
+            .iter()
+            .map(|user| user.line(&inside))
+            .collect();
+        fs::write(dir.path().join("users"), lines)?;
+
+        let reader = Reader::new(&dir.path().join("run"), VMAIL);
+        let mut node = Node {
+            reader,
+            dir: Some(dir),
+            inside,
+            master: None,
+            imap: Port::take()?,
+            lmtp: Port::take()?,
+            pop3: Port::take()?,
+            sieve: Port::take()?,
+            messages: Mutex::default(),
+            expected: Mutex::default(),
+            users: builder.users.iter().map(|user| user.name.clone()).collect(),
+            lenient: builder.lenient,
+            target,
+        };
+        fs::write(node.path("dovecot.conf"), node.dovecot_conf(&builder))?;
+        let master = node
+            .command("dovecot")
+            .args(["-F", "-c"])
+            .arg(node.inside.join("dovecot.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(node.path("stderr"))?)
+            .spawn()?;
+        node.master = Some(master);
+        node.wait_ready()?;
+        if builder.fifo {
+            node.reader.create_fifo()?;
+        }
+        if builder.socket {
+            node.reader.create_socket()?;
+        }
+        Ok(node)
+    }
+
+    fn wait_ready(&mut self) -> Outcome {
+        let Some(master) = &mut self.master else {
+            return Err("not started".into());
+        };
+        let pid = self
+            .dir
+            .as_ref()
+            .map(|dir| dir.path().join("run/master.pid"));
+        let pid = pid.ok_or("finished")?;
+        let started = wait_for("the master", PATIENCE, || {
+            if let Some(status) = master.try_wait()? {
+                return Err(format!("dovecot ended: {status}").into());
+            }
+            // Written when the listeners are there.
+            Ok(pid.exists().then_some(()))
+        });
+        started.map_err(|error| {
+            let message = error.message().unwrap_or("?");
+            let stderr = fs::read_to_string(self.path("stderr")).unwrap_or_default();
+            format!("{message}\n{stderr}\n{}", self.log()).into()
+        })
+    }
+
+    fn dovecot_conf(&self, builder: &Builder<'_>) -> String {
+        let dir = self.inside.display();
+        let plugins = builder.mail_plugins;
+        let (imap, lmtp) = (self.imap.number(), self.lmtp.number());
+        let (pop3, sieve) = (self.pop3.number(), self.sieve.number());
+        let executable = if builder.valgrind {
+            format!(
+                "executable = {} /usr/lib/dovecot/imap",
+                valgrind(&self.inside)
+            )
+        } else {
+            String::new()
+        };
+        let extra = &builder.extra;
+        format!(
+            "\
+base_dir = {dir}/run
+state_dir = {dir}/state
+instance_name = {name}
+log_path = {dir}/log
+mail_plugin_dir = {dir}/modules
+protocols = imap lmtp pop3 sieve
+listen = 127.0.0.1
+ssl = no
+disable_plaintext_auth = no
+default_process_limit = 40
+default_client_limit = 250
+default_vsz_limit = 0
+auth_worker_max_count = 1
+mail_fsync = never
+mail_location = maildir:~/Maildir
+mail_plugins = {plugins}
+imap_metadata = yes
+mail_attribute_dict = file:%h/dovecot-attributes
+namespace inbox {{
+  inbox = yes
+  separator = /
+}}
+passdb {{
+  driver = passwd-file
+  args = scheme=PLAIN username_format=%u {dir}/users
+}}
+userdb {{
+  driver = passwd-file
+  args = username_format=%u {dir}/users
+}}
+service aggregator {{
+  fifo_listener replication-notify-fifo {{
+    mode = 0
+  }}
+  unix_listener replication-notify {{
+    mode = 0
+  }}
+}}
+service imap {{
+  {executable}
+}}
+service imap-login {{
+  inet_listener imap {{
+    port = {imap}
+  }}
+  inet_listener imaps {{
+    port = 0
+  }}
+}}
+service lmtp {{
+  inet_listener lmtp {{
+    port = {lmtp}
+  }}
+  unix_listener lmtp {{
+    mode = 0
+  }}
+}}
+service pop3-login {{
+  inet_listener pop3 {{
+    port = {pop3}
+  }}
+  inet_listener pop3s {{
+    port = 0
+  }}
+}}
+service managesieve-login {{
+  inet_listener sieve {{
+    port = {sieve}
+  }}
+}}
+protocol imap {{
+  mail_plugins = $mail_plugins imap_acl
+  mail_max_userip_connections = 1000
+}}
+protocol lmtp {{
+  mail_plugins = $mail_plugins sieve
+  postmaster_address = postmaster@example.org
+}}
+protocol lda {{
+  mail_plugins = $mail_plugins sieve
+  postmaster_address = postmaster@example.org
+}}
+plugin {{
+  acl = vfile
+  acl_shared_dict = file:{dir}/shared/dict
+  sieve = file:~/sieve;active=~/.dovecot.sieve
+}}
+{extra}
+",
+            name = self.inside.display().to_string().replace('/', ""),
+        )
+    }
+
+    fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A path in the node's directory, as this machine sees it.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        let dir = self.dir.as_ref().map(tempfile::TempDir::path);
+        dir.unwrap_or(Path::new("/nonexistent")).join(name)
+    }
+
+    /// The node's directory as Dovecot sees it.
+    #[must_use]
+    pub fn inside(&self) -> &Path {
+        &self.inside
+    }
+
+    /// Where the plugin's fifo is, as Dovecot logs it.
+    #[must_use]
+    pub fn fifo_as_logged(&self) -> String {
+        format!("{}/run/{}", self.inside.display(), super::reader::FIFO)
+    }
+
+    /// A program of the target with this node's own host name; paths are Dovecot's.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.target.command(program);
+        let name = self.inside.file_name().unwrap_or_default();
+        command.env("DOVECOT_HOSTNAME", name);
+        command
+    }
+
+    /// An IMAP session of `user`, logged in.
+    ///
+    /// # Errors
+    /// When the login fails.
+    pub fn imap(&self, user: &str) -> Outcome<Imap> {
+        let mut imap = Imap::connect(self.imap.number())?;
+        imap.ok(&format!("LOGIN {user} {PASSWORD}"))?;
+        Ok(imap)
+    }
+
+    /// An LMTP session after LHLO.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn lmtp(&self) -> Outcome<Lmtp> {
+        Lmtp::connect(self.lmtp.number())
+    }
+
+    /// A POP3 session of `user`.
+    ///
+    /// # Errors
+    /// When the login fails.
+    pub fn pop3(&self, user: &str) -> Outcome<Pop3> {
+        Pop3::login(self.pop3.number(), user, PASSWORD)
+    }
+
+    /// A ManageSieve session of `user`.
+    ///
+    /// # Errors
+    /// When the login fails.
+    pub fn sieve(&self, user: &str) -> Outcome<Sieve> {
+        Sieve::login(self.sieve.number(), user, PASSWORD)
+    }
+
+    /// Runs `doveadm` and fails unless it ends with 0. What it says is looked at as the log is.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn doveadm(&self, args: &[&str]) -> Outcome<String> {
+        let output = self.run(self.doveadm_command(args), b"")?;
+        super::check(output.status.success(), || {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            format!("doveadm {args:?}: {}: {stderr}", output.status)
+        })?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// `doveadm` with `args`, not yet run.
+    #[must_use]
+    pub fn doveadm_command(&self, args: &[&str]) -> Command {
+        let mut command = self.command("doveadm");
+        command.arg("-c").arg(self.inside.join("dovecot.conf"));
+        command.args(args);
+        command
+    }
+
+    /// `dovecot-lda` for `user`, not yet run.
+    #[must_use]
+    pub fn lda_command(&self, user: &str) -> Command {
+        let mut command = self.command("/usr/lib/dovecot/dovecot-lda");
+        command.arg("-c").arg(self.inside.join("dovecot.conf"));
+        command.args(["-d", user]);
+        command
+    }
+
+    /// `dovecot-lda` for `user` under valgrind, not yet run.
+    #[must_use]
+    pub fn lda_under_valgrind(&self, user: &str) -> Command {
+        let valgrind = valgrind(&self.inside);
+        let mut words = valgrind.split_whitespace();
+        let mut command = self.command(words.next().unwrap_or("valgrind"));
+        command.args(words).arg("/usr/lib/dovecot/dovecot-lda");
+        command.arg("-c").arg(self.inside.join("dovecot.conf"));
+        command.args(["-d", user]);
+        command
+    }
+
+    /// Delivers `message` through `dovecot-lda`.
+    ///
+    /// # Errors
+    /// When it does not end with 0.
+    pub fn lda(&self, user: &str, message: &str) -> Outcome {
+        let output = self.run(self.lda_command(user), message.as_bytes())?;
+        super::check(output.status.success(), || {
+            format!("dovecot-lda: {}: {}", output.status, self.log())
+        })
+    }
+
+    /// Runs a command of this node with `input`; what it says on stderr is looked at as the log is.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run(&self, mut command: Command, input: &[u8]) -> Outcome<Output> {
+        let mut child = command
+            .current_dir(self.path("valgrind"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        // A command that does not read its input has closed it.
+        let _written = child.stdin.take().map(|mut stdin| stdin.write_all(input));
+        let output = child.wait_with_output()?;
+        Self::lock(&self.messages).push_str(&String::from_utf8_lossy(&output.stderr));
+        Ok(output)
+    }
+
+    /// Everything logged so far, and what commands said on stderr.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let log = fs::read(self.path("log")).unwrap_or_default();
+        let mut text = String::from_utf8_lossy(&log).into_owned();
+        text.push_str(&Self::lock(&self.messages));
+        text
+    }
+
+    /// The lines of the log that have `text`.
+    #[must_use]
+    pub fn log_lines(&self, text: &str) -> Vec<String> {
+        let log = self.log();
+        let lines = log.lines().filter(|line| line.contains(text));
+        lines.map(str::to_owned).collect()
+    }
+
+    /// Waits for a line with `text` in the log.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn wait_log(&self, text: &str) -> Outcome<Vec<String>> {
+        wait_for(&format!("log line {text:?}"), PATIENCE, || {
+            let lines = self.log_lines(text);
+            Ok((!lines.is_empty()).then_some(lines))
+        })
+    }
+
+    /// An error or a warning with `text` is what the test is about; it must come.
+    pub fn expect_log(&self, text: &str) {
+        Self::lock(&self.expected).push(text.to_owned());
+    }
+
+    /// Waits until the processes that served `user`'s logins so far are gone, and with them all
+    /// that a plugin does at deinit.
+    ///
+    /// # Errors
+    /// When one stays.
+    pub fn wait_sessions_end(&self, user: &str) -> Outcome {
+        let pids = self.session_pids(user)?;
+        wait_for(&format!("the end of {user}'s {pids:?}"), PATIENCE, || {
+            let gone = |pid: &&i32| !Path::new(&format!("/proc/{pid}")).exists();
+            Ok((pids.iter().filter(gone).count() == pids.len()).then_some(()))
+        })
+    }
+
+    /// Waits until no process `name` of this node is left.
+    ///
+    /// # Errors
+    /// When one stays.
+    pub fn wait_no_process(&self, name: &str) -> Outcome {
+        wait_for(&format!("the end of all {name}"), PATIENCE, || {
+            Ok(self.processes(name)?.is_empty().then_some(()))
+        })
+    }
+
+    /// The pids of this node's processes that are called `name`.
+    ///
+    /// # Errors
+    /// When the node is finished.
+    pub fn processes(&self, name: &str) -> Outcome<Vec<i32>> {
+        let master = self.master.as_ref().ok_or("finished")?.id();
+        let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
+        let called = |pid: &&str| {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
+            comm.is_ok_and(|comm| comm.trim_end() == name)
+        };
+        let pids = children.split_whitespace().filter(called);
+        Ok(pids.filter_map(|pid| pid.parse().ok()).collect())
+    }
+
+    /// The pids of the processes that `user`'s logins were handed to, in their order.
+    ///
+    /// # Errors
+    /// When no login is in the log.
+    pub fn session_pids(&self, user: &str) -> Outcome<Vec<i32>> {
+        self.session_pids_after(user, 1)
+    }
+
+    /// As [`Self::session_pids`], once there have been `logins`.
+    ///
+    /// # Errors
+    /// When they are not in the log.
+    pub fn session_pids_after(&self, user: &str, logins: usize) -> Outcome<Vec<i32>> {
+        wait_for(&format!("login {logins} of {user}"), PATIENCE, || {
+            let lines = self.log_lines(&format!("Login: user=<{user}>"));
+            let pids: Vec<i32> = lines
+                .iter()
+                .filter_map(|line| {
+                    let (_, rest) = line.split_once("mpid=")?;
+                    rest.split(',').next()?.parse().ok()
+                })
+                .collect();
+            Ok((pids.len() >= logins).then_some(pids))
+        })
+    }
+
+    /// The lines of `user` after its sessions have ended.
+    ///
+    /// # Errors
+    /// When a session does not end.
+    pub fn lines_at_end(&self, user: &str) -> Outcome<Vec<Line>> {
+        self.wait_sessions_end(user)?;
+        Ok(self.reader.lines_of(&[user]))
+    }
+
+    /// SIGKILL to a process of this node.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn kill(&self, pid: i32) -> Outcome {
+        let pid = Pid::from_raw(pid).ok_or("no pid")?;
+        Ok(kill_process(pid, Signal::KILL)?)
+    }
+
+    /// The text of all valgrind reports, after the processes have ended.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn valgrind_reports(&self) -> Outcome<Vec<String>> {
+        let mut reports = Vec::new();
+        for entry in fs::read_dir(self.path("valgrind"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                reports.push(String::from_utf8_lossy(&fs::read(path)?).into_owned());
+            }
+        }
+        super::check(!reports.is_empty(), || "no valgrind report".to_owned())?;
+        Ok(reports)
+    }
+
+    /// Stops it and says what was wrong: core files, panics, unexpected errors, expected ones that
+    /// did not come, garbage on fifo or socket.
+    ///
+    /// # Errors
+    /// What was wrong.
+    pub fn finish(mut self) -> Outcome {
+        self.stop_and_look()
+    }
+
+    fn stop_and_look(&mut self) -> Outcome {
+        let Some(mut master) = self.master.take() else {
+            return Ok(());
+        };
+        if let Some(pid) = i32::try_from(master.id()).ok().and_then(Pid::from_raw) {
+            kill_process(pid, Signal::TERM)?;
+        }
+        let ended = wait_for("the master's end", PATIENCE, || Ok(master.try_wait()?));
+        if ended.is_err() {
+            master.kill()?;
+            master.wait()?;
+        }
+        let mut wrong = if self.lenient {
+            Vec::new()
+        } else {
+            self.wrong_lines()
+        };
+        let strangers = self.reader.lines().into_iter();
+        let strangers = strangers.filter(|line| !self.users.contains(&line.user));
+        wrong.extend(strangers.map(|line| format!("no user of this node: {line:?}")));
+        wrong.extend(
+            ended
+                .err()
+                .and_then(|failed| failed.message().map(str::to_owned)),
+        );
+        wrong.extend(self.reader.malformed());
+        let dir = self.path("");
+        find_cores(&dir, &mut wrong)?;
+        // A process that is not the master's child may still write here: try, then leave it.
+        if wrong.is_empty() && std::env::var_os("DOVECOT_TEST_KEEP").is_none() {
+            self.dir = None;
+            return Ok(());
+        }
+        let kept = self.dir.take().map(tempfile::TempDir::keep);
+        super::check(wrong.is_empty(), || {
+            let kept = kept.unwrap_or_default();
+            format!("{} ({})", wrong.join("\n"), kept.display())
+        })
+    }
+
+    /// The lines of the log that nobody expected, and the expectations that were not met.
+    #[must_use]
+    pub fn wrong_lines(&self) -> Vec<String> {
+        let expected = Self::lock(&self.expected);
+        let log = self.log();
+        let mut wrong: Vec<String> = log
+            .lines()
+            .filter(|line| is_bad(line) && !expected.iter().any(|text| line.contains(text)))
+            .map(str::to_owned)
+            .collect();
+        for text in expected.iter() {
+            if !log.contains(text) {
+                wrong.push(format!("expected in the log, did not come: {text:?}"));
+            }
+        }
+        wrong
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Err(failed) = self.stop_and_look() {
+            let message = failed.message().unwrap_or("?");
+            if std::thread::panicking() {
+                eprintln!("{message}");
+            } else {
+                panic!("{message}");
+            }
+        }
+    }
+}
+
+const BAD: [&str; 6] = [
+    "Warning: ",
+    "Error: ",
+    "Fatal: ",
+    "Panic: ",
+    "Raw backtrace",
+    "core dumped",
+];
+
+fn is_bad(line: &str) -> bool {
+    // How every node is ended.
+    if line.contains("master: Warning: Killed with signal 15") {
+        return false;
+    }
+    // A panic of Rust code is one whatever its level.
+    BAD.iter().any(|word| line.contains(word)) || line.contains("panicked at")
+}
+
+fn valgrind(inside: &Path) -> String {
+    format!(
+        "/usr/bin/valgrind --quiet --leak-check=full --show-leak-kinds=definite,indirect,possible \
+         --keep-debuginfo=yes --num-callers=40 --child-silent-after-fork=yes \
+         --log-file={}/valgrind/%p.log",
+        inside.display()
+    )
+}
+
+fn link_modules(target: &Target, modules: &Path) -> Outcome {
+    let installed = Path::new("/usr/lib/dovecot/modules");
+    fs::create_dir(modules)?;
+    for entry in fs::read_dir(target.outside(installed))? {
+        let name = entry?.file_name();
+        if name == PLUGIN {
+            continue;
+        }
+        symlink(installed.join(&name), modules.join(&name))?;
+    }
+    if let Some(plugin) = &target.plugin {
+        fs::copy(plugin, modules.join(PLUGIN))?;
+    } else {
+        symlink(stock_plugin(target)?, modules.join(PLUGIN))?;
+    }
+    Ok(())
+}
+
+/// Where the distribution's plugin is: elsewhere if `make install` has diverted it.
+///
+/// # Errors
+/// When the target has no dpkg-divert.
+pub fn stock_plugin(target: &Target) -> Outcome<String> {
+    let path = format!("/usr/lib/dovecot/modules/{PLUGIN}");
+    let output = target
+        .command("dpkg-divert")
+        .args(["--truename", &path])
+        .output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn find_cores(dir: &Path, found: &mut Vec<String>) -> Outcome {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            find_cores(&path, found)?;
+        } else if entry.file_name().to_string_lossy().starts_with("core") {
+            found.push(format!("core file {}", path.display()));
+        }
+    }
+    Ok(())
+}
+
+/// How long stock's plugin keeps a notification back, with room for a slow machine.
+pub const STOCK_DELAY: Duration = Duration::from_millis(500);
