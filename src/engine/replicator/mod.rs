@@ -40,6 +40,8 @@ mod waiters;
 mod simulation;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod world;
 
 pub use action::*;
 pub use config::*;

@@ -131,13 +131,18 @@ impl Peers {
     pub(super) fn remove_user(&mut self, id: PeerId) {
         let Some(peer) = self.get_mut(id) else { return };
         peer.users = peer.users.saturating_sub(1);
-        if peer.users > 0 {
+        self.free_if_unused(id);
+    }
+
+    /// A peer that is being probed stays until the answer is there: one probe at a time, also if it has users again.
+    fn free_if_unused(&mut self, id: PeerId) {
+        let is_used = |peer: &Peer| peer.users > 0 || peer.probing.is_some();
+        if self.get(id).is_some_and(is_used) {
             return;
         }
         if let Some(peer) = self.slots.get_mut(id.slot()).and_then(Option::take) {
             self.by_target.remove(&peer.target);
             self.free.insert(id);
-            self.probes.retain(|_, probed| *probed != id);
         }
     }
 
@@ -214,6 +219,10 @@ impl Peers {
         let id = self.probes.remove(&probe)?;
         let peer = self.get_mut(id)?;
         let (_, begun) = peer.probing.take()?;
+        if peer.users == 0 {
+            self.free_if_unused(id);
+            return None;
+        }
         let Err(reason) = result else {
             return Some((id, self.succeeded(id, now.wall)));
         };

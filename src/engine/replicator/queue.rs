@@ -120,31 +120,16 @@ impl Queue {
         self.leave(row);
         let work = self.rows.entry(row).or_default();
         work.place = place;
-        let key = work.key;
-        match place {
-            Place::Idle => {
-                if work.failures == 0 {
-                    self.rows.remove(&row);
-                }
-            }
-            Place::Ready => {
-                self.ready.insert((key, row));
-            }
-            Place::Retry(at) => {
-                self.retry.insert((at, row));
-            }
-            Place::Peer(peer) => {
-                self.peers.insert((peer, row));
-            }
-            Place::Parked | Place::Lookup | Place::Running(_) => {}
+        if place == Place::Idle && work.failures == 0 {
+            self.rows.remove(&row);
         }
+        self.enter(row);
     }
 
     pub(super) fn set_key(&mut self, row: RowId, key: Key) {
-        let place = self.place(row);
         self.leave(row);
         self.work_mut(row).key = key;
-        self.set_place(row, place);
+        self.enter(row);
     }
 
     /// Takes the row out, with all that is known of it.
@@ -154,9 +139,27 @@ impl Queue {
     }
 
     pub(super) fn put(&mut self, row: RowId, work: Work) {
-        let place = work.place;
+        self.leave(row);
         self.rows.insert(row, work);
-        self.set_place(row, place);
+        self.enter(row);
+    }
+
+    fn enter(&mut self, row: RowId) {
+        let Some(&Work { place, key, .. }) = self.rows.get(&row) else {
+            return;
+        };
+        match place {
+            Place::Ready => {
+                self.ready.insert((key, row));
+            }
+            Place::Retry(at) => {
+                self.retry.insert((at, row));
+            }
+            Place::Peer(peer) => {
+                self.peers.insert((peer, row));
+            }
+            Place::Idle | Place::Parked | Place::Lookup | Place::Running(_) => {}
+        }
     }
 
     pub(super) fn first_ready(&self) -> Option<RowId> {

@@ -96,7 +96,8 @@ impl Replicator {
     /// All that is known of the peers.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerDetails> {
-        let peers = self.peers.iter().map(|(id, peer)| PeerDetails {
+        let peers = self.peers.iter().filter(|(_, peer)| peer.users > 0);
+        let peers = peers.map(|(id, peer)| PeerDetails {
             target: peer.target.to_vec(),
             reachable: peer.reachable,
             since: peer.since,

@@ -70,6 +70,19 @@ impl LocalServer {
         self.retry_at.is_none()
     }
 
+    /// While it is not known to be back, one sync tries for all.
+    fn tries(&mut self, now: Mono, shortest: Duration) {
+        if self.failures > 0 {
+            self.retry_at = Some(now + doubled(shortest, WAITERS_PATIENCE, self.failures));
+        }
+    }
+
+    /// True: it was away.
+    fn is_back(&mut self) -> bool {
+        self.retry_at = None;
+        std::mem::take(&mut self.failures) > 0
+    }
+
     pub(super) fn next_try(&self) -> Option<Mono> {
         self.retry_at
     }
@@ -104,6 +117,8 @@ impl Replicator {
             doomed: false,
         };
         self.running.insert(sync, running);
+        self.local_server
+            .tries(now.mono, self.config.retry_min_interval);
         self.busy.insert(id.user, Busy::Sync(sync));
         self.totals.syncs_started += 1;
         self.totals.full_syncs_started += u64::from(full);
@@ -140,14 +155,16 @@ impl Replicator {
             } else {
                 self.end_sync(now, &running, outcome, reason);
             }
-            self.release(running.row.user);
+            // Unless what its end means is being looked up.
+            if !self.busy.contains_key(&running.row.user) {
+                self.release(running.row.user);
+            }
         }
         self.advance(now);
     }
 
     fn end_sync(&mut self, now: Now, running: &Running, outcome: SyncOutcome, reason: &str) {
-        if outcome != SyncOutcome::NotStarted && self.local_server.failures > 0 {
-            self.local_server.failures = 0;
+        if outcome != SyncOutcome::NotStarted && self.local_server.is_back() {
             let text = "Syncs can be started again".to_owned();
             self.log.say(Level::Info, text);
         }
@@ -289,12 +306,7 @@ impl Replicator {
             self.log.say(Level::Error, text);
         }
         local.failures = local.failures.saturating_add(1);
-        let pause = doubled(
-            self.config.retry_min_interval,
-            WAITERS_PATIENCE,
-            local.failures,
-        );
-        local.retry_at = Some(now.mono + pause);
+        local.tries(now.mono, self.config.retry_min_interval);
         if let Some(row) = self.users.row_mut(id) {
             row.priority = row.priority.max(running.priority);
             if !row.is_pending() {
