@@ -191,10 +191,7 @@ impl Replicator {
         let reason = format!("User lookup failed: {reason}");
         let asked_again = LOOKUP_RETRY.min(self.config.listing_interval / 2);
         let believed = self.config.listing_interval - asked_again;
-        let mut is_known = false;
-        for id in self.users.row_ids(user) {
-            is_known |= self.users.row(id).is_some_and(|row| row.peer.is_some());
-        }
+        let is_known = self.users.rows(user).all(|row| row.peer.is_some());
         self.busy.remove(&user);
         match why {
             Why::Missing => {}

@@ -11,7 +11,8 @@ use crate::engine::Priority;
 use crate::engine::time::Now;
 
 impl Replicator {
-    /// At the start, for each record of the store, before `handle_loaded`.
+    /// At the start, for each record of the store, before `handle_loaded`. A record without a replica beside others is
+    /// what a crash left of the first lookup's writes: the user is looked up before its next sync.
     pub fn load(&mut self, now: Now, record: Record) {
         let is_new = self.users.find(&record.username).is_none();
         let Some(user) = self.users.insert(&record.username) else {
@@ -58,14 +59,9 @@ impl Replicator {
         self.clock.observe(now);
         for slot in 0..self.users.slots() {
             let user = UserId(slot);
-            if self.users.replicas(user) > 1 {
-                self.merge_rows(now, user);
-            }
-            if boot == Boot::Unclean {
-                for id in self.users.row_ids(user) {
-                    if let Some(row) = self.users.row_mut(id) {
-                        row.resync = true;
-                    }
+            for id in self.users.row_ids(user) {
+                if let Some(row) = self.users.row_mut(id) {
+                    row.resync = boot == Boot::Unclean;
                 }
             }
         }
@@ -105,20 +101,5 @@ impl Replicator {
             }
         };
         self.queue.set_place(id, place);
-    }
-
-    /// A crash between two writes may have left the record without a replica beside those that came after it.
-    fn merge_rows(&mut self, now: Now, user: UserId) {
-        let rows: Vec<Row> = self.users.rows(user).cloned().collect();
-        if rows.iter().all(|row| row.peer.is_some()) && rows.len() <= MAX_REPLICAS {
-            return;
-        }
-        let targets: Vec<Vec<u8>> = rows
-            .iter()
-            .filter(|row| row.peer.is_some())
-            .map(|row| self.target_of(row).to_vec())
-            .collect();
-        self.set_targets(now, user, &targets);
-        self.release(user);
     }
 }

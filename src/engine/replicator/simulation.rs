@@ -168,7 +168,8 @@ impl Simulation {
                 let command = self.world.command(|engine, now, command| {
                     engine.handle_replicate(now, command, Priority::Low, true, name);
                 });
-                let wanted = (username, self.world.last_change);
+                let owner = username.trim_start_matches("alias-").to_owned();
+                let wanted = (owner, self.world.last_change);
                 self.full_wanted.insert(command, wanted);
             }
             1 => {
@@ -194,7 +195,8 @@ impl Simulation {
             _ => {
                 // Who is removed starts again with the next change.
                 if self.world.engine.accepts_notifications() {
-                    self.full_wanted.retain(|_, (user, _)| *user != username);
+                    let owner = username.trim_start_matches("alias-");
+                    self.full_wanted.retain(|_, (user, _)| *user != owner);
                     self.world.command(|engine, now, command| {
                         engine.handle_remove(now, command, name);
                     });
@@ -256,10 +258,9 @@ impl Simulation {
             let Some((username, change)) = wanted else {
                 continue;
             };
-            let username = username.trim_start_matches("alias-");
             let account = world.userdb.get(username);
             for target in account.into_iter().flat_map(|account| &account.targets) {
-                let key = (username.to_owned(), target.clone());
+                let key = (username.clone(), target.clone());
                 let full = world.fully_synced.get(&key).copied().unwrap_or(0);
                 assert!(full >= *change, "no full sync of {key:?}");
             }

@@ -37,11 +37,14 @@ pub(super) struct Line {
     pub(super) change: u64,
 }
 
+/// Username and target.
+type Key = (String, String);
+
 pub(super) struct World {
     pub(super) now: Now,
     pub(super) config: Config,
     pub(super) engine: Replicator,
-    pub(super) store: BTreeMap<(String, String), (Record, Option<Vec<u8>>)>,
+    pub(super) store: BTreeMap<Key, (Record, Option<Vec<u8>>)>,
     pub(super) boot_settled: bool,
     pub(super) writes: VecDeque<Write>,
     pub(super) userdb: BTreeMap<String, Account>,
@@ -67,8 +70,8 @@ pub(super) struct World {
     /// The truth: changes are numbered; the last one of each user, and the last one that each replica has.
     pub(super) last_change: u64,
     pub(super) changed: BTreeMap<String, u64>,
-    pub(super) synced: BTreeMap<(String, String), u64>,
-    pub(super) fully_synced: BTreeMap<(String, String), u64>,
+    pub(super) synced: BTreeMap<Key, u64>,
+    pub(super) fully_synced: BTreeMap<Key, u64>,
     last_command: u64,
 }
 
