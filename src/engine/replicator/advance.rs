@@ -91,8 +91,13 @@ impl Replicator {
         }
     }
 
+    /// Names that are not known leave half of the lookups to the users that are due.
     fn may_look_up_unknown(&self) -> bool {
-        self.unknown.lookups() < MAX_LOOKUPS / 2
+        self.unknown.lookups() < MAX_LOOKUPS / 2 && self.open_lookups() < MAX_LOOKUPS
+    }
+
+    pub(super) fn open_lookups(&self) -> usize {
+        self.lookups.len() + self.unknown.lookups()
     }
 
     fn look_up_unknown(&mut self, now: Now) {
@@ -110,7 +115,7 @@ impl Replicator {
     fn start_ready(&mut self, now: Now) {
         while self.local_server.may_start(now.mono)
             && self.running.len() < self.config.max_conns.max(1)
-            && self.lookups.len() < MAX_LOOKUPS
+            && self.open_lookups() < MAX_LOOKUPS
         {
             let Some(id) = self.queue.first_ready() else {
                 return;

@@ -14,7 +14,7 @@ pub const MAX_TARGET_BYTES: usize = 1024;
 pub const MAX_PEERS: usize = 10_000;
 /// Most names that wait for their first userdb lookup; at this number the engine accepts no more lines.
 pub const MAX_UNKNOWN: usize = 10_000;
-/// Most userdb lookups asked and not answered.
+/// Most userdb lookups asked and not answered, but for one for each sync that ended with a denial.
 pub const MAX_LOOKUPS: usize = 64;
 /// Most requests that wait for a sync; further ones are answered `-` at once.
 pub const MAX_WAITERS: usize = 20_000;

@@ -145,7 +145,7 @@ impl Replicator {
     }
 
     pub(super) fn can_look_for_missing(&self) -> bool {
-        self.listing.missing_from.is_some() && self.lookups.len() < MISSING_LOOKUPS
+        self.listing.missing_from.is_some() && self.open_lookups() < MISSING_LOOKUPS
     }
 
     /// One step of the search for users that the last complete listing did not have.
@@ -155,7 +155,7 @@ impl Replicator {
         };
         let (slots, mut at) = (self.users.slots(), from);
         while at < slots && at < from.saturating_add(STEP_USERS) {
-            if self.lookups.len() >= MISSING_LOOKUPS {
+            if self.open_lookups() >= MISSING_LOOKUPS {
                 break;
             }
             let user = UserId(at);

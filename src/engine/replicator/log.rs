@@ -63,3 +63,22 @@ impl Log {
         self.events.pop_front()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_log_counts_what_it_leaves_out() {
+        let mut log = Log::default();
+        for _ in 0..MAX_LOG_EVENTS {
+            log.say(Level::Info, "said".into());
+        }
+        log.say(Level::Info, "left out".into());
+        let events: Vec<LogEvent> = std::iter::from_fn(|| log.pop()).collect();
+        assert_eq!(events.len(), MAX_LOG_EVENTS + 1);
+        let last = events.last().expect("some");
+        assert_eq!(last.text, "1 log messages were left out");
+        assert!(events.iter().all(|event| event.text != "left out"));
+    }
+}

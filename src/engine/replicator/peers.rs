@@ -89,6 +89,8 @@ pub(super) struct Peers {
     slots: Vec<Option<Peer>>,
     by_target: BTreeMap<Box<[u8]>, PeerId>,
     free: BTreeSet<PeerId>,
+    /// Those that are down.
+    away: BTreeSet<PeerId>,
     probes: BTreeMap<ProbeId, PeerId>,
     last_probe: u64,
 }
@@ -143,6 +145,7 @@ impl Peers {
         if let Some(peer) = self.slots.get_mut(id.slot()).and_then(Option::take) {
             self.by_target.remove(&peer.target);
             self.free.insert(id);
+            self.away.remove(&id);
         }
     }
 
@@ -244,6 +247,7 @@ impl Peers {
         if proof == Proof::Gone {
             peer.reachable = Some(false);
             peer.since = now.wall;
+            self.away.insert(id);
         }
         Some((id, proof))
     }
@@ -263,18 +267,23 @@ impl Peers {
         peer.health = Health::Up;
         peer.reachable = Some(true);
         peer.reason.clear();
+        self.away.remove(&id);
         proof
     }
 
     /// When the next probe of a peer that is away is to begin.
     pub(super) fn next_probe(&self) -> Option<Mono> {
-        self.iter().filter_map(|(_, peer)| peer.next_probe()).min()
+        self.next_probes().map(|(_, at)| at).min()
     }
 
     pub(super) fn due_probe(&self, now: Mono) -> Option<PeerId> {
-        self.iter()
-            .find(|(_, peer)| peer.next_probe().is_some_and(|at| at <= now))
-            .map(|(id, _)| id)
+        let mut probes = self.next_probes();
+        probes.find(|(_, at)| *at <= now).map(|(id, _)| id)
+    }
+
+    fn next_probes(&self) -> impl Iterator<Item = (PeerId, Mono)> {
+        let away = self.away.iter();
+        away.filter_map(|id| Some((*id, self.get(*id)?.next_probe()?)))
     }
 
     fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {

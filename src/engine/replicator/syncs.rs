@@ -343,14 +343,14 @@ impl Replicator {
         work.failures = work.failures.saturating_add(1);
         work.reason = shortened(reason).into();
         let (failures, reported) = (work.failures, work.reported);
+        let is_slow = pause != Pause::Growing;
         let pause = match pause {
             Pause::Growing => doubled(min, max, failures),
             Pause::Longest => max,
             Pause::Admin => ADMIN_PAUSE.max(max),
         };
         let pause = self.jitter.shorten(pause);
-        let is_grave = level == Level::Error;
-        if !reported && (is_grave || failures >= FAILURES_REPORTED) {
+        if !reported && (is_slow || failures >= FAILURES_REPORTED) {
             self.queue.work_mut(id).reported = true;
             let secs = pause.as_secs();
             let text = format!(
@@ -425,4 +425,17 @@ fn shortened(reason: &str) -> &str {
         end -= 1;
     }
     reason.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longest_reason_stays_whole_and_a_longer_one_is_cut_at_a_letter() {
+        let longest = "r".repeat(MAX_REASON_BYTES);
+        assert_eq!(shortened(&longest), longest);
+        let longer = format!("{}ä", "r".repeat(MAX_REASON_BYTES - 1));
+        assert_eq!(shortened(&longer), &longest[1..]);
+    }
 }

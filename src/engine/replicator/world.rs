@@ -460,7 +460,7 @@ impl World {
             Action::LookupUser { lookup, username } => {
                 self.lookups_asked += 1;
                 self.lookups.push_back((lookup, text(&username)));
-                assert!(self.lookups.len() <= MAX_LOOKUPS + MAX_LOOKUPS / 2);
+                assert!(self.lookups.len() <= MAX_LOOKUPS + self.config.max_conns);
             }
             Action::Probe { probe, target } => {
                 let target = text(&target);
