@@ -191,7 +191,11 @@ impl Replicator {
         let reason = format!("User lookup failed: {reason}");
         let asked_again = LOOKUP_RETRY.min(self.config.listing_interval / 2);
         let believed = self.config.listing_interval - asked_again;
-        let is_known = self.users.rows(user).all(|row| row.peer.is_some());
+        // What the store has may be a part of the replicas only, if the crash came between their writes.
+        let is_known = self
+            .users
+            .get(user)
+            .is_some_and(|user| user.checked_secs != 0 && !user.left_out);
         self.busy.remove(&user);
         match why {
             Why::Missing => {}

@@ -252,48 +252,61 @@ pub(super) fn hash(name: &[u8]) -> u64 {
 }
 
 /// From names to slots: open addressing, linear probing, three quarters full at most.
+///
+/// An entry is the slot and, in the highest byte, a part of the name's hash, so that a look at another user's name is rare.
 #[derive(Debug, Default)]
 struct Index {
-    slots: Vec<u32>,
+    entries: Vec<u32>,
     len: usize,
 }
 
+const SLOT_BITS: u32 = 24;
+const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
+/// No entry: its slot is beyond `MAX_USERS`.
 const EMPTY: u32 = u32::MAX;
+const _: () = assert!(MAX_USERS < SLOT_MASK as usize);
+
+fn entry(hash: u64, id: UserId) -> u32 {
+    ((hash >> 56) as u32) << SLOT_BITS | id.0
+}
+
+fn slot(entry: u32) -> UserId {
+    UserId(entry & SLOT_MASK)
+}
 
 impl Index {
     fn find(&self, hash: u64, is_it: impl Fn(UserId) -> bool) -> Option<UserId> {
         let mut at = self.home(hash)?;
         loop {
-            match self.slots.get(at).copied() {
-                None | Some(EMPTY) => return None,
-                Some(id) if is_it(UserId(id)) => return Some(UserId(id)),
-                Some(_) => at = self.next(at),
+            let found = self.entries.get(at).copied().filter(|e| *e != EMPTY)?;
+            let id = slot(found);
+            if found == entry(hash, id) && is_it(id) {
+                return Some(id);
             }
+            at = self.next(at);
         }
     }
 
     fn insert(&mut self, hash: u64, id: UserId, hash_of: impl Fn(UserId) -> u64) {
-        if (self.len + 1) * 4 > self.slots.len() * 3 {
-            let size = (self.slots.len() * 2).max(64);
-            let old = std::mem::replace(&mut self.slots, vec![EMPTY; size]);
-            for id in old.into_iter().filter(|id| *id != EMPTY) {
-                self.put(hash_of(UserId(id)), id);
+        if (self.len + 1) * 4 > self.entries.len() * 3 {
+            let size = (self.entries.len() * 2).max(64);
+            let old = std::mem::replace(&mut self.entries, vec![EMPTY; size]);
+            for id in old.into_iter().filter(|e| *e != EMPTY).map(slot) {
+                self.put(hash_of(id), id);
             }
         }
-        self.put(hash, id.0);
+        self.put(hash, id);
         self.len += 1;
     }
 
-    fn put(&mut self, hash: u64, id: u32) {
+    fn put(&mut self, hash: u64, id: UserId) {
         let Some(mut at) = self.home(hash) else {
             return;
         };
-        while self.slots.get(at).is_some_and(|slot| *slot != EMPTY) {
+        while self.entries.get(at).is_some_and(|e| *e != EMPTY) {
             at = self.next(at);
         }
-        if let Some(slot) = self.slots.get_mut(at) {
-            *slot = id;
-        }
+        self.set(at, entry(hash, id));
     }
 
     /// Closes the gap by moving back what was pushed past it.
@@ -301,40 +314,43 @@ impl Index {
         let Some(mut gap) = self.home(hash) else {
             return;
         };
-        while self.slots.get(gap).is_some_and(|slot| *slot != id.0) {
-            if self.slots.get(gap) == Some(&EMPTY) {
+        let wanted = entry(hash, id);
+        while let Some(found) = self.entries.get(gap).filter(|e| **e != wanted) {
+            if *found == EMPTY {
                 return;
             }
             gap = self.next(gap);
         }
         self.len -= 1;
         let mut at = self.next(gap);
-        while let Some(&moved) = self.slots.get(at).filter(|slot| **slot != EMPTY) {
-            let home = self.home(hash_of(UserId(moved))).unwrap_or(at);
+        while let Some(&moved) = self.entries.get(at).filter(|e| **e != EMPTY) {
+            let home = self.home(hash_of(slot(moved))).unwrap_or(at);
             if self.distance(home, at) >= self.distance(gap, at) {
-                if let Some(slot) = self.slots.get_mut(gap) {
-                    *slot = moved;
-                }
+                self.set(gap, moved);
                 gap = at;
             }
             at = self.next(at);
         }
-        if let Some(slot) = self.slots.get_mut(gap) {
-            *slot = EMPTY;
+        self.set(gap, EMPTY);
+    }
+
+    fn set(&mut self, at: usize, entry: u32) {
+        if let Some(place) = self.entries.get_mut(at) {
+            *place = entry;
         }
     }
 
     fn home(&self, hash: u64) -> Option<usize> {
-        let mask = u64::try_from(self.slots.len()).ok()?.checked_sub(1)?;
+        let mask = u64::try_from(self.entries.len()).ok()?.checked_sub(1)?;
         usize::try_from(hash & mask).ok()
     }
 
     fn next(&self, at: usize) -> usize {
-        (at + 1) & (self.slots.len() - 1)
+        (at + 1) & (self.entries.len() - 1)
     }
 
     fn distance(&self, from: usize, to: usize) -> usize {
-        to.wrapping_sub(from) & (self.slots.len() - 1)
+        to.wrapping_sub(from) & (self.entries.len() - 1)
     }
 }
 

@@ -109,3 +109,20 @@ fn record_without_a_replica_gives_its_state_to_the_first_one() {
     assert!(!world.started[0].full);
     assert_eq!(world.store.len(), 1);
 }
+
+#[test]
+fn replicas_of_which_a_crash_left_a_part_are_looked_up_before_the_next_sync() {
+    for stored in 0..=4 {
+        let mut world = world(0);
+        world.add_account("u0", &["tcp:peer", "tcp:other"]);
+        world.change("u0", Priority::Low);
+        world.answer_lookup();
+        world.crash(stored, Boot::Trusted);
+        world.userdb_fails = true;
+        world.run_for(MINUTE);
+        assert_eq!(world.started.len(), 0);
+        world.userdb_fails = false;
+        world.run_for(10 * MINUTE);
+        world.check_converged(&Default::default());
+    }
+}
