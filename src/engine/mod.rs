@@ -8,6 +8,7 @@ mod notification;
 mod outage;
 mod pending;
 mod priority;
+pub mod replicator;
 pub mod strescape;
 mod sync_reply;
 mod sync_timeout;
