@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod priority;
+pub mod replicator;
 pub mod strescape;
 pub mod time;
 
