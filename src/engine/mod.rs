@@ -6,6 +6,7 @@
 
 mod priority;
 pub mod protocol;
+pub mod replicator;
 pub mod strescape;
 pub mod time;
 

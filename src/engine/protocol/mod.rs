@@ -5,4 +5,3 @@ pub mod line;
 pub mod replicator_doveadm;
 pub mod replicator_notify;
 pub mod userdb;
-pub mod wildcard;

@@ -30,8 +30,9 @@
 //! ```
 
 use super::line::{Line, LineReader};
-use super::replicator_notify::{MAX_USERNAME_BYTES, printable};
+use super::replicator_notify::printable;
 use crate::engine::Priority;
+use crate::engine::replicator::{Counters, MAX_USERNAME_BYTES, SyncType, UserStatus};
 use crate::engine::strescape;
 
 /// The longest line taken, in bytes: a NOTIFY with the longest state that is kept.
@@ -243,35 +244,16 @@ fn valid(name: &[u8]) -> bool {
     !name.is_empty() && name.len() <= MAX_USERNAME_BYTES && !name.contains(&0)
 }
 
-/// The counters that STATUS shows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Overview {
-    /// Users whose priority is `sync`.
-    pub queued_sync: u64,
-    /// Users whose priority is `high`.
-    pub queued_high: u64,
-    /// Users whose priority is `low`.
-    pub queued_low: u64,
-    /// Users without priority whose failed sync is due again.
-    pub queued_failed: u64,
-    /// Users without priority whose full sync is due.
-    pub queued_full_resync: u64,
-    /// Users without priority whose failed sync is not due yet.
-    pub waiting_failed: u64,
-    /// All users.
-    pub known_users: u64,
-}
-
 /// Appends the answer to STATUS.
-pub fn append_overview(out: &mut Vec<u8>, overview: &Overview) {
+pub fn append_overview(out: &mut Vec<u8>, counters: &Counters) {
     for (label, number) in [
-        ("Queued 'sync' requests", overview.queued_sync),
-        ("Queued 'high' requests", overview.queued_high),
-        ("Queued 'low' requests", overview.queued_low),
-        ("Queued 'failed' requests", overview.queued_failed),
-        ("Queued 'full resync' requests", overview.queued_full_resync),
-        ("Waiting 'failed' requests", overview.waiting_failed),
-        ("Total number of known users", overview.known_users),
+        ("Queued 'sync' requests", counters.queued_sync),
+        ("Queued 'high' requests", counters.queued_high),
+        ("Queued 'low' requests", counters.queued_low),
+        ("Queued 'failed' requests", counters.queued_failed),
+        ("Queued 'full resync' requests", counters.queued_full_resync),
+        ("Waiting 'failed' requests", counters.waiting_failed),
+        ("Total number of known users", counters.known_users),
     ] {
         out.extend_from_slice(label.as_bytes());
         out.push(b'\t');
@@ -281,64 +263,22 @@ pub fn append_overview(out: &mut Vec<u8>, overview: &Overview) {
     out.push(b'\n');
 }
 
-/// What `STATUS <mask>` says of a user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UserStatus<'a> {
-    /// The name.
-    pub username: &'a [u8],
-    /// The priority that waits.
-    pub priority: Priority,
-    /// When the last sync was begun.
-    pub last_fast_sync: u64,
-    /// When the last full sync was begun.
-    pub last_full_sync: u64,
-    /// The last sync failed.
-    pub failed: bool,
-    /// When a sync last succeeded.
-    pub last_successful_sync: u64,
-    /// Seconds to the next sync.
-    pub next_sync_secs: u64,
-}
-
 /// Appends a user's line of the answer to `STATUS <mask>`.
 pub fn append_user_status(out: &mut Vec<u8>, status: &UserStatus<'_>, layout: StatusLayout) {
     strescape::append_tabescaped(out, status.username);
     out.push(b'\t');
     out.extend_from_slice(status.priority.as_str().as_bytes());
-    for number in [status.last_fast_sync, status.last_full_sync] {
+    for number in [status.last_fast_sync.0, status.last_full_sync.0] {
         out.push(b'\t');
-        append_number(out, number);
+        append_number(out, u64::from(number));
     }
     out.extend_from_slice(if status.failed { b"\t1\t" } else { b"\t0\t" });
-    append_number(out, status.last_successful_sync);
+    append_number(out, u64::from(status.last_success.0));
     if layout == StatusLayout::Seven {
         out.push(b'\t');
-        append_number(out, status.next_sync_secs);
+        append_number(out, u64::from(status.next_sync_secs));
     }
     out.push(b'\n');
-}
-
-/// What a dsync connection works on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SyncType {
-    /// All mails are looked at.
-    Full,
-    /// No state is known.
-    Normal,
-    /// What changed since the state.
-    Incremental,
-}
-
-impl SyncType {
-    /// The word in the answer to STATUS-DSYNC.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Normal => "normal",
-            Self::Incremental => "incremental",
-        }
-    }
 }
 
 /// Appends a connection's line of the answer to STATUS-DSYNC; `sync` is what it works on, if anything.
@@ -394,6 +334,7 @@ fn append_number(out: &mut Vec<u8>, mut number: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::time::UnixSecs;
 
     const VERSION: &[u8] = b"VERSION\treplicator-doveadm-client\t1\t0\n";
 
@@ -512,10 +453,10 @@ mod tests {
         let mut out = Vec::new();
         append_overview(
             &mut out,
-            &Overview {
+            &Counters {
                 known_users: 2,
                 queued_low: 10,
-                ..Overview::default()
+                ..Counters::default()
             },
         );
         assert_eq!(
@@ -525,10 +466,10 @@ mod tests {
         let status = UserStatus {
             username: b"u\t1",
             priority: Priority::High,
-            last_fast_sync: 1_700_000_000,
-            last_full_sync: 0,
+            last_fast_sync: UnixSecs(1_700_000_000),
+            last_full_sync: UnixSecs(0),
             failed: true,
-            last_successful_sync: u64::MAX,
+            last_success: UnixSecs(u32::MAX),
             next_sync_secs: 59,
         };
         let mut out = Vec::new();
@@ -540,7 +481,7 @@ mod tests {
         append_fields(&mut out, [&b"a\tb"[..], b"", b"c"]);
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "u\x01t1\thigh\t1700000000\t0\t1\t18446744073709551615\nu\x01t1\thigh\t1700000000\t0\t1\t18446744073709551615\t59\n+12\nu\tincremental\tIdle\n\t-\tNot connected\na\x01tb\t\tc\n"
+            "u\x01t1\thigh\t1700000000\t0\t1\t4294967295\nu\x01t1\thigh\t1700000000\t0\t1\t4294967295\t59\n+12\nu\tincremental\tIdle\n\t-\tNot connected\na\x01tb\t\tc\n"
         );
     }
 }

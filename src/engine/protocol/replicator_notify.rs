@@ -15,12 +15,11 @@
 
 use super::line::{Line, LineReader};
 use crate::engine::Priority;
+use crate::engine::replicator::MAX_USERNAME_BYTES;
 use crate::engine::strescape;
 
 /// The longest line taken, in bytes. Stock's limit.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
-/// The longest username taken, in bytes.
-pub const MAX_USERNAME_BYTES: usize = 4096;
 
 const NAME: &[u8] = b"replicator-notify";
 const MAJOR: &[u8] = b"1";
