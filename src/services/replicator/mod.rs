@@ -1,0 +1,2 @@
+//! The service `replicator`.
+pub mod store;
