@@ -18,7 +18,7 @@
 //!
 //! A stock `replicator.db` is read once, into a new store, and left as it is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
@@ -180,7 +180,8 @@ impl Batch {
     fn state_of(&self, key: &[u8]) -> Option<&[u8]> {
         match self.changes.get(*self.positions.get(key)?)? {
             RecordChange::Put { state, .. } => match state {
-                StateChange::Keep => None,
+                // Copies are resolved by the thread, where they come alone.
+                StateChange::Keep | StateChange::CopyFrom(_) => None,
                 StateChange::Set(state) => Some(state),
                 StateChange::Forget => Some(&[]),
             },
@@ -198,6 +199,8 @@ pub struct Store {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     batch: Batch,
+    /// Batches that are not merged with what comes after them.
+    sealed: VecDeque<Batch>,
     batch_since: Option<Mono>,
     unsent_reads: Vec<(u64, Vec<u8>, Vec<u8>)>,
     cached_states: HashMap<Vec<u8>, Vec<u8>>,
@@ -237,6 +240,7 @@ impl Store {
             thread: Some(thread),
             stop,
             batch: Batch::default(),
+            sealed: VecDeque::new(),
             batch_since: None,
             unsent_reads: Vec::new(),
             cached_states: HashMap::new(),
@@ -259,6 +263,15 @@ impl Store {
         match &write.change {
             RecordChange::Put { record, state } => match state {
                 StateChange::Keep => {}
+                StateChange::CopyFrom(_) => {
+                    self.forget_cached(&record.username, &record.target);
+                    // What it copies is what the writes before it leave.
+                    self.seal_batch();
+                    self.batch.add(write);
+                    self.seal_batch();
+                    self.send_sealed();
+                    return;
+                }
                 StateChange::Set(state) => self.cache(&record.username, &record.target, state),
                 StateChange::Forget => self.cache(&record.username, &record.target, &[]),
             },
@@ -283,7 +296,7 @@ impl Store {
         self.send_reads();
         if self.next_timeout().is_some_and(|due| due <= now) {
             self.send_batch();
-            if !self.batch.is_empty() {
+            if self.batch_since.is_some() {
                 // The thread is busy: what comes in the meantime is merged.
                 self.batch_since = Some(now);
             }
@@ -316,8 +329,10 @@ impl Store {
             return;
         };
         self.stop.store(true, Ordering::Release);
-        let batch = std::mem::take(&mut self.batch);
-        let last = [Command::Write(batch), Command::Close];
+        self.seal_batch();
+        let batches = std::mem::take(&mut self.sealed);
+        let last = batches.into_iter().map(Command::Write);
+        let last: Vec<Command> = last.chain([Command::Close]).collect();
         let commands = self.commands.clone();
         // The thread may wait for room for its events while the last commands wait for room.
         let sender = std::thread::spawn(move || {
@@ -332,24 +347,41 @@ impl Store {
         let _ = sender.join();
     }
 
-    fn send_batch(&mut self) {
-        if self.batch.is_empty() {
-            self.batch_since = None;
-            return;
+    fn seal_batch(&mut self) {
+        if !self.batch.is_empty() {
+            self.sealed.push_back(std::mem::take(&mut self.batch));
         }
-        match self
-            .commands
-            .try_send(Command::Write(std::mem::take(&mut self.batch)))
-        {
-            Ok(()) => self.batch_since = None,
-            Err(TrySendError::Full(Command::Write(batch))) => self.batch = batch,
-            Err(_) => {}
+    }
+
+    fn send_sealed(&mut self) {
+        while let Some(batch) = self.sealed.pop_front() {
+            if let Err(TrySendError::Full(Command::Write(batch))) =
+                self.commands.try_send(Command::Write(batch))
+            {
+                self.sealed.push_front(batch);
+                return;
+            }
+        }
+    }
+
+    /// Sends the batch, or leaves it where it is, to be merged with what comes, while the thread is busy.
+    fn send_batch(&mut self) {
+        self.send_sealed();
+        if self.sealed.is_empty() {
+            self.seal_batch();
+            self.send_sealed();
+            if let Some(batch) = self.sealed.pop_back() {
+                self.batch = batch;
+            }
+        }
+        if self.batch.is_empty() && self.sealed.is_empty() {
+            self.batch_since = None;
         }
     }
 
     fn send_reads(&mut self) {
         // A read must not pass the writes before it.
-        while self.batch.is_empty() {
+        while self.batch.is_empty() && self.sealed.is_empty() {
             let Some((token, username, target)) = self.unsent_reads.pop() else {
                 return;
             };
@@ -368,6 +400,10 @@ impl Store {
                 return;
             }
         }
+    }
+
+    fn forget_cached(&mut self, username: &[u8], target: &[u8]) {
+        self.cached_states.remove(&key_of(username, target));
     }
 
     fn cache(&mut self, username: &[u8], target: &[u8], state: &[u8]) {
@@ -860,26 +896,20 @@ impl Worker {
     /// True when it is the last command.
     fn handle(&mut self, connection: &Connection, command: Command) -> bool {
         match command {
-            Command::Write(batch) if self.unsaved.is_empty() => self.unsaved = batch,
-            Command::Write(batch) => self.unsaved.add_all(batch),
+            Command::Write(mut batch) => {
+                self.resolve_copies(connection, &mut batch);
+                if self.unsaved.is_empty() {
+                    self.unsaved = batch;
+                } else {
+                    self.unsaved.add_all(batch);
+                }
+            }
             Command::ReadState {
                 token,
                 username,
                 target,
             } => {
-                let key = key_of(&username, &target);
-                let state = match self.unsaved.state_of(&key) {
-                    Some(state) => state.to_vec(),
-                    None => self
-                        .read_state(connection, &username, &target)
-                        .unwrap_or_else(|error| {
-                            self.log(
-                                Level::Error,
-                                format!("{}: state: {error}", self.path().display()),
-                            );
-                            Vec::new()
-                        }),
-                };
+                let state = self.newest_state(connection, &username, &target);
                 self.send(StoreEvent::State { token, state });
             }
             Command::Close => return true,
@@ -891,6 +921,30 @@ impl Worker {
             }
         }
         false
+    }
+
+    /// The state after all writes so far, saved or not.
+    fn newest_state(&self, connection: &Connection, username: &[u8], target: &[u8]) -> Vec<u8> {
+        if let Some(state) = self.unsaved.state_of(&key_of(username, target)) {
+            return state.to_vec();
+        }
+        self.read_state(connection, username, target)
+            .unwrap_or_else(|error| {
+                let text = format!("{}: state: {error}", self.path().display());
+                self.log(Level::Error, text);
+                Vec::new()
+            })
+    }
+
+    fn resolve_copies(&self, connection: &Connection, batch: &mut Batch) {
+        for change in &mut batch.changes {
+            if let RecordChange::Put { record, state } = change {
+                if let StateChange::CopyFrom(target) = state {
+                    let copied = self.newest_state(connection, &record.username, target);
+                    *state = StateChange::Set(copied);
+                }
+            }
+        }
     }
 
     fn read_state(
@@ -1013,7 +1067,7 @@ impl Worker {
                 record.reason,
             ])?;
         match state {
-            StateChange::Keep => {}
+            StateChange::Keep | StateChange::CopyFrom(_) => {}
             StateChange::Set(state) if !state.is_empty() => {
                 connection
                     .prepare_cached("INSERT OR REPLACE INTO state VALUES(?, ?, ?)")?
@@ -1484,6 +1538,42 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&stock).unwrap(), content);
         std::fs::write(&stock, "u9\t0\t0\t0\t0\t0\t\t0\n").unwrap();
         assert_eq!(open(options(directory.path())).records.len(), 2);
+    }
+
+    #[test]
+    fn a_state_is_copied_as_the_writes_before_it_left_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut opened = open(options(directory.path()));
+        let store = &mut opened.store;
+        let unknown = Record {
+            target: vec![],
+            ..record("u")
+        };
+        let copy = |seq| put(seq, record("u"), StateChange::CopyFrom(vec![]));
+        let remove = |seq| Write {
+            seq,
+            change: RecordChange::Remove {
+                username: b"u".to_vec(),
+                target: vec![],
+            },
+        };
+        store.write(
+            Mono(0),
+            put(1, unknown.clone(), StateChange::Set(b"S".to_vec())),
+        );
+        store.write(Mono(0), copy(2));
+        store.write(Mono(0), remove(3));
+        assert_eq!(read(store, "u"), b"S");
+        store.write(Mono(0), put(4, unknown, StateChange::Set(b"T".to_vec())));
+        wait_stored(store, 4);
+        store.write(Mono(0), copy(5));
+        store.write(Mono(0), remove(6));
+        wait_stored(store, 6);
+        assert_eq!(read(store, "u"), b"T");
+        opened.store.close();
+        let mut opened = open(options(directory.path()));
+        assert_eq!(opened.records, [record("u")]);
+        assert_eq!(read(&mut opened.store, "u"), b"T");
     }
 
     #[test]
