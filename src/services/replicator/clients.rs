@@ -17,7 +17,7 @@ use crate::engine::{Priority, replicator::Activity};
 /// Output of a listing that waits for its reader, in bytes; at this much no more is made.
 const MAX_LISTING_BYTES: usize = 64 * 1024;
 /// Users looked at in one turn of a listing.
-const LISTING_PAGE_USERS: usize = 512;
+const LISTING_PAGE_USERS: u32 = 512;
 /// A doveadm that reads nothing of its output for so long is cut off.
 const STUCK_CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -11,6 +11,8 @@ mod process;
 mod settings;
 mod socket;
 pub mod store;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod userdb;
 
