@@ -14,3 +14,7 @@ pub mod host;
 
 #[cfg(any(feature = "plugin", feature = "doveadm"))]
 pub mod plugin;
+
+/// By this mark `make install` and `make uninstall` know a file as ours.
+#[used]
+pub static MARK: [u8; 26] = *b"dovecot-replication module";

@@ -5,8 +5,18 @@
 #![forbid(unsafe_code)]
 
 pub mod aggregator;
+mod notification;
+mod outage;
+mod pending;
 mod priority;
 pub mod strescape;
+mod sync_reply;
+mod sync_timeout;
 pub mod time;
 
+pub use notification::{LINE_MAX_BYTES, Notification, notification_line};
+pub use outage::{Outage, RETRY_FIRST, RETRY_LONGEST};
+pub use pending::{PENDING_USERS_MAX, Pending};
 pub use priority::Priority;
+pub use sync_reply::{InvalidReply, REPLY_MAX_BYTES, SyncReply, SyncReplyReader};
+pub use sync_timeout::{InvalidSyncTimeout, SYNC_TIMEOUT_MAX, parse_sync_timeout};

@@ -1,1 +1,13 @@
-//! See docs/ARCHITECTURE.md.
+//! Dovecot, wrapped safely.
+//!
+//! Bindings and `unsafe` stay in this room and in `plugin`. Pointers that Dovecot hands to a hook are
+//! wrapped for the time of that hook; nothing here keeps one.
+
+pub mod bindings;
+pub mod guard;
+pub mod log;
+
+#[cfg(feature = "plugin")]
+pub mod mail;
+#[cfg(feature = "plugin")]
+pub mod timeout;

@@ -1,0 +1,120 @@
+# Every verb of the project; `make help` lists them.
+#
+# DOVECOT_CONFIG  dovecot-config of the Dovecot to build for (default: the machine's)
+# DESTDIR         install below this directory, for packagers: nothing is diverted then
+# moduledir, libexecdir  where to install, default what dovecot-config says
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+DOVECOT_CONFIG ?= $(firstword $(wildcard /usr/lib/dovecot/dovecot-config \
+	/usr/lib64/dovecot/dovecot-config /usr/local/lib/dovecot/dovecot-config))
+export DOVECOT_CONFIG
+
+dovecot_value = $(shell sed -n "s/^$(1)=//p" "$(DOVECOT_CONFIG)" 2>/dev/null | tr -d "\"'")
+include_dir := $(call dovecot_value,dovecot_pkgincludedir)
+version := $(shell sed -n 's/^\#define PACKAGE_VERSION "\([0-9.]*\).*/\1/p' "$(include_dir)/config.h" 2>/dev/null)
+moduledir ?= $(call dovecot_value,dovecot_moduledir)
+libexecdir ?= $(call dovecot_value,dovecot_pkglibexecdir)
+
+CARGO ?= cargo
+CARGO_TARGET_DIR ?= target
+out := build/$(version)
+# One target directory per Dovecot: bindings of two versions never meet.
+target := $(CARGO_TARGET_DIR)/dovecot-$(version)
+cargo := CARGO_TARGET_DIR=$(target) $(CARGO)
+# Without partial relro Rust links with -z now, and Dovecot cannot say which plugin is missing.
+cdylib = $(cargo) rustc --locked --lib --crate-type cdylib --no-default-features --profile module \
+	--features $(1) -- -C relro-level=partial
+
+modules := lib20_replication_plugin.so
+installed := $(moduledir)/lib20_replication_plugin.so
+
+##@ Use
+.PHONY: help
+help: ## List the verbs
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: setup ## Two nodes on loopback replicate real mail; KEEP=1 leaves them running
+	@$(MAKE) --no-print-directory build
+	@tests/demo/demo
+
+.PHONY: build
+build: require-dovecot ## Build for the Dovecot at hand into build/<version>/
+	@mkdir -p $(out)
+	@$(call cdylib,plugin)
+	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/lib20_replication_plugin.so)
+	@echo "built for Dovecot $(version): $(out)/"
+
+.PHONY: install
+install: require-dovecot ## Install what was built, diverting the distribution's files of the same names
+	@for name in $(modules); do test -e "$(out)/$$name" || \
+		{ echo "$(out)/$$name is missing: run 'make build' first" >&2; exit 1; }; done
+	@$(foreach file,$(installed),$(call divert,$(file)) && $(call place,$(out)/$(notdir $(file)),$(DESTDIR)$(file));)
+	@echo "installed. Load the plugin with: mail_plugins = \$$mail_plugins notify replication"
+
+.PHONY: uninstall
+uninstall: require-dovecot ## Take out what was installed and restore the distribution's files
+	@$(foreach file,$(installed),if $(call is_ours,$(DESTDIR)$(file)); then rm -f "$(DESTDIR)$(file)"; $(call restore,$(file)); fi;)
+	@echo "uninstalled"
+
+##@ Work on it
+.PHONY: setup
+setup: ## Install the packages that build, tests and demo need (apt)
+	@.ci/setup
+
+.PHONY: test
+test: setup ## All tests, on every Dovecot that we support
+	@tests/run
+
+.PHONY: check
+check: ## Format, lints and the tree's own rules
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets --features services -- -D warnings
+	$(cargo) clippy --locked --lib --no-default-features --features plugin -- -D warnings
+	$(CARGO) test --locked --quiet --test tree
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; else echo "cargo-deny is not installed: dependencies not checked"; fi
+
+.PHONY: header
+header: ## Write include/ anew from the Rust that C calls
+	UPDATE_HEADER=1 $(CARGO) test --locked --quiet --test tree
+
+.PHONY: bench
+bench: setup ## Comparisons with stock, side by side in one run
+	@$(MAKE) --no-print-directory build
+	@tests/bench/bench
+
+.PHONY: fuzz
+fuzz: ## Fuzz every parser for FUZZ_SECS seconds each (default 30)
+	@tests/fuzz/run
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf build $(CARGO_TARGET_DIR)
+
+.PHONY: require-dovecot
+require-dovecot:
+	@test -n "$(version)" || { echo "Dovecot's headers were not found (dovecot-config: '$(DOVECOT_CONFIG)'): \
+	install dovecot-dev (Debian: make setup), or name the file in DOVECOT_CONFIG" >&2; exit 1; }
+
+# A file that a process has mapped is never written: a new one takes its name.
+place = mkdir -p "$(dir $(2))" && install -m $(if $(filter %.so,$(2)),0644,0755) "$(1)" "$(2).new" && mv -f "$(2).new" "$(2)"
+
+# src/lib.rs puts this mark into everything that we build.
+is_ours = grep -aqs 'dovecot-replication module' "$(1)"
+
+# Dovecot loads every *.so of the directory, so the diverted name must not end in it.
+diverted = $(1).distrib
+divert = if test -n "$(DESTDIR)"; then :; \
+	elif command -v dpkg-divert >/dev/null && dpkg -S "$(1)" >/dev/null 2>&1; then \
+		dpkg-divert --quiet --local --rename --divert "$(call diverted,$(1))" --add "$(1)"; \
+		echo "diverted: the distribution's $(notdir $(1)) is now $(call diverted,$(1))"; \
+	elif test -e "$(1)" && ! test -e "$(call diverted,$(1))" && ! $(call is_ours,$(1)); then \
+		mv "$(1)" "$(call diverted,$(1))"; echo "moved: $(1) is now $(call diverted,$(1))"; fi
+restore = if test -n "$(DESTDIR)"; then :; \
+	elif command -v dpkg-divert >/dev/null && test -n "$$(dpkg-divert --list "$(1)")"; then \
+		dpkg-divert --quiet --local --rename --remove "$(1)"; echo "restored: $(1)"; \
+	elif test -e "$(call diverted,$(1))"; then mv "$(call diverted,$(1))" "$(1)"; echo "restored: $(1)"; fi

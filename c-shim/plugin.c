@@ -1,0 +1,89 @@
+#include "plugin.h"
+#include "ioloop.h"
+
+#define REPLICATION_USER_CONTEXT(obj) \
+	MODULE_CONTEXT(obj, replication_shim_user_module)
+
+struct replication_shim_user {
+	union mail_user_module_context module_ctx;
+	void *context;
+};
+
+static MODULE_CONTEXT_DEFINE_INIT(replication_shim_user_module,
+				  &mail_user_module_register);
+
+static const struct ReplicationCallbacks *shim_callbacks;
+
+void replication_shim_set_callbacks(const struct ReplicationCallbacks *callbacks)
+{
+	shim_callbacks = callbacks;
+}
+
+static void replication_shim_user_deinit(struct mail_user *user)
+{
+	struct replication_shim_user *ruser = REPLICATION_USER_CONTEXT(user);
+	void *context = ruser->context;
+
+	/* frees user and ruser; changes made on the way are still seen */
+	ruser->module_ctx.super.deinit(user);
+	shim_callbacks->user_deinit(context);
+}
+
+void replication_shim_user_attach(struct mail_user *user, void *context)
+{
+	struct mail_user_vfuncs *v = user->vlast;
+	struct replication_shim_user *ruser;
+
+	ruser = p_new(user->pool, struct replication_shim_user, 1);
+	ruser->module_ctx.super = *v;
+	ruser->context = context;
+	user->vlast = &ruser->module_ctx.super;
+	v->deinit = replication_shim_user_deinit;
+	MODULE_CONTEXT_SET(user, replication_shim_user_module, ruser);
+}
+
+void *replication_shim_user_context(struct mail_user *user)
+{
+	struct replication_shim_user *ruser = REPLICATION_USER_CONTEXT(user);
+
+	return ruser == NULL ? NULL : ruser->context;
+}
+
+const char *replication_shim_user_setting(struct mail_user *user,
+					  const char *name)
+{
+	return mail_user_plugin_getenv(user, name);
+}
+
+const char *replication_shim_user_base_dir(struct mail_user *user)
+{
+	return user->set->base_dir;
+}
+
+bool replication_shim_user_wants_debug(struct mail_user *user)
+{
+	return event_want_debug(user->event);
+}
+
+void replication_shim_user_debug(struct mail_user *user, const char *text)
+{
+	e_debug(user->event, "%s", text);
+}
+
+static void replication_shim_retry(void *context ATTR_UNUSED)
+{
+	shim_callbacks->retry();
+}
+
+struct timeout *replication_shim_retry_timeout_add(unsigned int msecs)
+{
+	if (current_ioloop == NULL)
+		return NULL;
+	return timeout_add_to(io_loop_get_root(), msecs,
+			      replication_shim_retry, (void *)NULL);
+}
+
+void replication_shim_timeout_remove(struct timeout *timeout)
+{
+	timeout_remove(&timeout);
+}

@@ -1,0 +1,40 @@
+/* What the mail plugin needs of Dovecot and cannot say in Rust: macros, inline
+   functions, varargs and module contexts. No decision is made here. */
+#ifndef REPLICATION_SHIM_PLUGIN_H
+#define REPLICATION_SHIM_PLUGIN_H
+
+#include "lib.h"
+#include "mail-user.h"
+#include "mail-namespace.h"
+#include "mail-storage-private.h"
+#include "mail-storage-hooks.h"
+#include "notify-plugin.h"
+#include "log.h"
+#include "replication-callbacks.h"
+
+struct module;
+struct timeout;
+
+/* Whom the shim calls; valid until deinit. */
+void replication_shim_set_callbacks(const struct ReplicationCallbacks *callbacks);
+
+/* Ties context to the user: callbacks->user_deinit(context) is called once,
+   after the user's other modules and the user itself have been deinitialized. */
+void replication_shim_user_attach(struct mail_user *user, void *context);
+/* The context of replication_shim_user_attach(), NULL if there is none. */
+void *replication_shim_user_context(struct mail_user *user);
+
+/* A setting of the user (on 2.3 of plugin {}, userdb fields win), NULL if unset. */
+const char *replication_shim_user_setting(struct mail_user *user,
+					  const char *name);
+const char *replication_shim_user_base_dir(struct mail_user *user);
+
+bool replication_shim_user_wants_debug(struct mail_user *user);
+void replication_shim_user_debug(struct mail_user *user, const char *text);
+
+/* callbacks->retry() once after msecs, in the root ioloop: it outlives the
+   ioloops that a command runs in between. NULL without any ioloop. */
+struct timeout *replication_shim_retry_timeout_add(unsigned int msecs);
+void replication_shim_timeout_remove(struct timeout *timeout);
+
+#endif

@@ -1,0 +1,43 @@
+//! Every symbol that Dovecot looks up by name, and no other.
+//!
+//! Source of the names: Dovecot, `src/lib/module-dir.c`: `lib20_replication_plugin.so` gives
+//! `replication_plugin_version`, `_dependencies`, `_init` and `_deinit`.
+
+#[cfg(feature = "plugin")]
+mod mail_plugin {
+    use std::ffi::c_char;
+
+    use crate::host::bindings as ffi;
+    use crate::host::guard::guard;
+    use crate::plugin::hooks;
+
+    /// A pointer that C reads.
+    #[repr(transparent)]
+    pub struct CPointer<T>(*const T);
+
+    // SAFETY: the pointers are to constants; nobody writes through them.
+    unsafe impl<T> Sync for CPointer<T> {}
+
+    /// The ABI this plugin was built for; Dovecot compares it with its own.
+    #[unsafe(no_mangle)]
+    pub static replication_plugin_version: CPointer<u8> =
+        CPointer(ffi::DOVECOT_ABI_VERSION.as_ptr().cast());
+
+    /// The plugins that must be loaded also: an array that ends with NULL.
+    #[unsafe(no_mangle)]
+    pub static replication_plugin_dependencies: [CPointer<c_char>; 2] =
+        [CPointer(c"notify".as_ptr()), CPointer(std::ptr::null())];
+
+    /// Called after loading.
+    #[unsafe(no_mangle)]
+    pub extern "C" fn replication_plugin_init(module: *mut ffi::module) {
+        guard("init", (), || hooks::init(module));
+    }
+
+    /// Called before unloading.
+    #[unsafe(no_mangle)]
+    pub extern "C" fn replication_plugin_deinit() {
+        guard("deinit", (), hooks::deinit);
+        hooks::unhook();
+    }
+}
