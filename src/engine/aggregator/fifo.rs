@@ -5,9 +5,13 @@
 //! handed on: a fifo that is not empty makes Dovecot's master start an aggregator should this one
 //! be killed, and the journal that it leaves behind is adopted at once.
 
-/// The head of the fifo: what is merged and not yet taken.
+use super::line::LineSplitter;
+
+/// The head of a fifo: what is merged and not yet taken.
 #[derive(Debug, Default)]
 pub struct FifoHead {
+    /// Finds the lines.
+    pub(super) splitter: LineSplitter,
     merged: usize,
     last_line: usize,
 }
@@ -20,7 +24,7 @@ impl FifoHead {
     }
 
     /// The next `used` bytes, which `seen` begins with, were merged.
-    pub fn handle_merged(&mut self, seen: &[u8], used: usize) {
+    pub(super) fn handle_merged(&mut self, seen: &[u8], used: usize) {
         let used_bytes = seen.get(..used).unwrap_or(seen);
         if used_bytes.is_empty() {
             return;

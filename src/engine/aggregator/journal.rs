@@ -94,23 +94,23 @@ fn parse_record(line: &[u8]) -> Option<Record> {
     }
 }
 
-/// The records of a journal and how many lines could not be read. A file with another header, of
-/// another version or damaged, is one unreadable line and whatever records follow.
-pub fn parse_journal(journal: &[u8]) -> (Vec<Record>, usize) {
+/// The records of a journal in their order; `None` for each line that could not be read. The
+/// header of another version, or a damaged one, is such a line.
+pub fn records(journal: &[u8]) -> impl Iterator<Item = Option<Record>> {
     let body = journal.strip_prefix(HEADER).unwrap_or(journal);
-    let (mut records, mut damaged) = (Vec::new(), 0usize);
-    for line in body.split(|&byte| byte == b'\n').filter(|l| !l.is_empty()) {
-        match parse_record(line) {
-            Some(record) => records.push(record),
-            None => damaged = damaged.saturating_add(1),
-        }
-    }
-    (records, damaged)
+    body.split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(parse_record)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse_journal(journal: &[u8]) -> (Vec<Record>, usize) {
+        let damaged = records(journal).filter(Option::is_none).count();
+        (records(journal).flatten().collect(), damaged)
+    }
 
     #[test]
     fn records_come_back_as_they_were_written() {

@@ -6,22 +6,13 @@
 
 use std::fmt;
 
-use crate::engine::Priority;
 use crate::engine::strescape::split_tabescaped;
+use crate::engine::{LINE_MAX_BYTES, Notification, Priority};
 
-/// Longest line, in bytes with its LF. A longer write to a fifo is not atomic (PIPE_BUF).
-pub const MAX_LINE: usize = 4096;
+/// Longest line, in bytes with its LF.
+pub const MAX_LINE: usize = LINE_MAX_BYTES;
 /// Longest username, in bytes after unescaping.
 pub const MAX_USERNAME: usize = 1024;
-
-/// A user changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notification {
-    /// Not empty, at most [`MAX_USERNAME`] bytes, UTF-8 without NUL.
-    pub username: Vec<u8>,
-    /// Never [`Priority::None`].
-    pub priority: Priority,
-}
 
 /// Why a line says nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +38,8 @@ impl fmt::Display for LineError {
     }
 }
 
-/// Reads a line without its LF; `None` for an empty one.
+/// Reads a line without its LF; `None` for an empty one. The username is not empty, at most
+/// [`MAX_USERNAME`] bytes, UTF-8 and without NUL; the priority is never [`Priority::None`].
 ///
 /// # Errors
 /// See [`LineError`].
@@ -71,7 +63,10 @@ pub fn parse_notification(line: &[u8]) -> Result<Option<Notification>, LineError
     }
     match Priority::parse(&word) {
         None | Some(Priority::None) => Err(LineError::UnknownPriority),
-        Some(priority) => Ok(Some(Notification { username, priority })),
+        Some(priority) => Ok(Some(Notification {
+            username: username.into_boxed_slice(),
+            priority,
+        })),
     }
 }
 
@@ -132,7 +127,7 @@ mod tests {
 
     fn user(name: &str, priority: Priority) -> Result<Option<Notification>, LineError> {
         Ok(Some(Notification {
-            username: name.as_bytes().to_vec(),
+            username: name.as_bytes().into(),
             priority,
         }))
     }

@@ -33,7 +33,7 @@ pub const MAX_IN_FLIGHT: usize = 1 << 18;
 /// Most bytes that are made into lines ahead of the socket; what waits longer is still ordered and merged.
 pub const MAX_OUTPUT: usize = 16 * 1024;
 /// Longest line from the replicator, in bytes with its LF.
-pub const MAX_REPLY: usize = 1024;
+pub const MAX_REPLY: usize = 4096;
 
 /// What the replicator said.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use crate::engine::Priority;
 use crate::engine::time::Mono;
+use fifo::FifoHead;
 use journal::Record;
 use line::{LineError, LineSplitter, Step, parse_notification};
 use link::{CONNECT_TIMEOUT, Link, RECONNECT_MAX, RECONNECT_MIN, Reply};
@@ -61,7 +62,6 @@ pub struct Aggregator {
     replicator: Replicator,
     /// Whether the last event about the connection was good news, or there was none.
     told_up: bool,
-    fifo: LineSplitter,
     clients: BTreeMap<ClientId, LineSplitter>,
     /// Who waits for a user whose sync line was not yet sent.
     waiting: BTreeMap<Username, Vec<ClientId>>,
@@ -103,7 +103,6 @@ impl Aggregator {
             table,
             replicator: Replicator::Down(Mono(0), RECONNECT_MIN),
             told_up: true,
-            fifo: LineSplitter::default(),
             clients: BTreeMap::new(),
             waiting: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -135,17 +134,18 @@ impl Aggregator {
     /// [`Aggregator::snapshot`] writes then. Users past the table's maximum are left: false, and
     /// the journal must be kept.
     pub fn handle_journal(&mut self, bytes: &[u8]) -> (bool, usize) {
-        let (records, damaged) = journal::parse_journal(bytes);
         let mut held: BTreeMap<Vec<u8>, Priority> = BTreeMap::new();
-        for record in records {
+        let mut damaged = 0usize;
+        for record in journal::records(bytes) {
             match record {
-                Record::Put(username, priority) => {
+                Some(Record::Put(username, priority)) => {
                     let kept = held.entry(username).or_default();
                     *kept = (*kept).max(priority);
                 }
-                Record::Done(username) => {
+                Some(Record::Done(username)) => {
                     held.remove(&username);
                 }
+                None => damaged = damaged.saturating_add(1),
             }
         }
         let mut all = true;
@@ -170,12 +170,14 @@ impl Aggregator {
         self.last_bad = error;
     }
 
-    /// Merges lines of the fifo; how many bytes were used. The rest is an incomplete line, or
-    /// finds the table full. `sync` counts as high, for nobody can be answered there.
-    pub fn handle_fifo(&mut self, stream: &[u8]) -> usize {
-        let mut rest = stream;
+    /// Merges lines of a fifo, of which the driver sees this, and remembers in `head` how far it
+    /// came. What is past that is an incomplete line, or finds the table full. `sync` counts as
+    /// high, for nobody can be answered there.
+    pub fn handle_fifo(&mut self, head: &mut FifoHead, visible: &[u8]) {
+        let fresh = visible.get(head.merged()..).unwrap_or_default();
+        let mut rest = fresh;
         loop {
-            let used = match self.fifo.step(rest) {
+            let used = match head.splitter.step(rest) {
                 Step::Incomplete => break,
                 Step::Skip(used) => used,
                 Step::TooLong(used) => {
@@ -197,7 +199,7 @@ impl Aggregator {
             };
             rest = rest.get(used..).unwrap_or_default();
         }
-        stream.len().saturating_sub(rest.len())
+        head.handle_merged(fresh, fresh.len().saturating_sub(rest.len()));
     }
 
     /// A client of the socket is there.
@@ -205,7 +207,8 @@ impl Aggregator {
         self.clients.insert(client, LineSplitter::default());
     }
 
-    /// Merges lines of a client; how many bytes were used, as [`Aggregator::handle_fifo`].
+    /// Merges lines of a client; how many bytes were used. The rest is an
+    /// incomplete line, or finds the table full.
     pub fn handle_client_input(&mut self, client: ClientId, stream: &[u8]) -> usize {
         let Some(mut splitter) = self.clients.remove(&client) else {
             return stream.len();

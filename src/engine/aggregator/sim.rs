@@ -137,9 +137,7 @@ impl World {
 
     fn look(&mut self) {
         if let Some(process) = &mut self.process {
-            let fresh = &self.fifo[process.head.merged()..];
-            let used = process.engine.handle_fifo(fresh);
-            process.head.handle_merged(fresh, used);
+            process.engine.handle_fifo(&mut process.head, &self.fifo);
         }
     }
 
@@ -374,6 +372,13 @@ fn nothing_is_lost_whatever_is_killed_between_any_two_actions() {
     assert!(plus > 0, "some waiters were told +");
 }
 
+/// How many bytes of the fifo's content are merged.
+fn merge(engine: &mut Aggregator, content: &[u8]) -> usize {
+    let mut head = FifoHead::default();
+    engine.handle_fifo(&mut head, content);
+    head.merged()
+}
+
 fn up(engine: &mut Aggregator, now: Mono, acknowledges: bool) {
     assert!(engine.poll_connect(now));
     engine.handle_connected(now);
@@ -393,7 +398,7 @@ fn sent(engine: &mut Aggregator) -> String {
 #[test]
 fn notifications_are_merged_and_sent_by_priority_with_growing_ids() {
     let mut engine = Aggregator::default();
-    assert_eq!(engine.handle_fifo(b"a\tlow\nb\thigh\na\tlow\nc\tlow\nc\tsync\nx\tl"), 32);
+    assert_eq!(merge(&mut engine, b"a\tlow\nb\thigh\na\tlow\nc\tlow\nc\tsync\nx\tl"), 32);
     up(&mut engine, Mono(0), true);
     assert_eq!(
         sent(&mut engine),
@@ -473,13 +478,13 @@ fn garbage_is_one_report_a_minute_and_the_rest_goes_on() {
         b"\nu\tlow\n",
     ]
     .concat();
-    assert_eq!(engine.handle_fifo(&garbage), garbage.len());
+    assert_eq!(merge(&mut engine, &garbage), garbage.len());
     assert_eq!(engine.users(), 1);
     assert_eq!(
         engine.poll_event(Mono(0)),
         Some(Event::BadInput(5, LineError::TooLong))
     );
-    engine.handle_fifo(b"nothing\nnothing\n");
+    merge(&mut engine, b"nothing\nnothing\n");
     assert_eq!(engine.poll_event(Mono(59_999)), None);
     assert_eq!(engine.next_timeout(), Some(Mono(0)), "the connect comes first");
     assert_eq!(
@@ -495,12 +500,12 @@ fn garbage_is_one_report_a_minute_and_the_rest_goes_on() {
 #[test]
 fn full_table_leaves_lines_in_the_fifo_until_there_is_room() {
     let mut engine = Aggregator::with_table(Table::with_limits(2, 1000));
-    assert_eq!(engine.handle_fifo(b"a\tlow\nb\tlow\nc\tlow\na\thigh\n"), 12);
+    assert_eq!(merge(&mut engine, b"a\tlow\nb\tlow\nc\tlow\na\thigh\n"), 12);
     up(&mut engine, Mono(0), true);
     sent(&mut engine);
-    assert_eq!(engine.handle_fifo(b"c\tlow\na\thigh\n"), 0);
+    assert_eq!(merge(&mut engine, b"c\tlow\na\thigh\n"), 0);
     engine.handle_replicator_input(b"A\t1\n").unwrap();
-    assert_eq!(engine.handle_fifo(b"c\tlow\n"), 6);
+    assert_eq!(merge(&mut engine, b"c\tlow\n"), 6);
 }
 
 #[test]
@@ -518,7 +523,7 @@ fn reconnects_come_after_growing_delays_and_one_event_tells_of_them() {
     }
     assert_eq!(delays, [100, 200, 400, 800, 1600, 2000, 2000]);
     assert_eq!(engine.poll_event(now), Some(Event::Disconnected("refused".into())));
-    engine.handle_fifo(b"u\tlow\n");
+    merge(&mut engine, b"u\tlow\n");
     up(&mut engine, now, true);
     assert_eq!(engine.poll_event(now), Some(Event::Connected(1, true)));
     engine.handle_disconnected(now, "EOF");
@@ -536,14 +541,14 @@ fn connect_that_hangs_is_given_up_at_its_time() {
 #[test]
 fn stock_replicator_that_never_answers_has_what_was_written_after_its_time() {
     let mut engine = Aggregator::default();
-    engine.handle_fifo(b"u\tlow\n");
+    merge(&mut engine, b"u\tlow\n");
     up(&mut engine, Mono(0), false);
     sent(&mut engine);
     engine.handle_timeout(Mono(0) + STOCK_AFTER - Duration::from_millis(1));
     assert_eq!(engine.users(), 1);
     engine.handle_timeout(Mono(0) + STOCK_AFTER);
     assert!(engine.is_empty());
-    engine.handle_fifo(b"v\thigh\n");
+    merge(&mut engine, b"v\thigh\n");
     sent(&mut engine);
     assert!(engine.is_empty());
 }

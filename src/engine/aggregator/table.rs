@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use crate::engine::Priority;
 
-/// Most users at a time.
-pub const MAX_USERS: usize = 1 << 19;
+/// Most users at a time. With [`MAX_NAME_BYTES`] it keeps the process far below Dovecot's default
+/// `vsz_limit` of 256 MiB.
+pub const MAX_USERS: usize = 1 << 18;
 /// Most bytes of all usernames together.
-pub const MAX_NAME_BYTES: usize = 32 << 20;
+pub const MAX_NAME_BYTES: usize = 16 << 20;
 
 /// A username that several places refer to.
 pub type Username = Arc<[u8]>;
