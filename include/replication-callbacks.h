@@ -1,7 +1,14 @@
+/* Generated from src/plugin/callbacks.rs by `make header`; do not edit. */
+
 #ifndef REPLICATION_CALLBACKS_H
 #define REPLICATION_CALLBACKS_H
+
+// The functions that c-shim/plugin.c calls, given to it at init.
 typedef struct ReplicationCallbacks {
+  // The user of this context has been deinitialized; the context is given back.
   void (*user_deinit)(void *context);
+  // The timeout for a new try has come.
   void (*retry)(void);
 } ReplicationCallbacks;
-#endif
+
+#endif  /* REPLICATION_CALLBACKS_H */
