@@ -9,6 +9,8 @@ mod notification;
 mod outage;
 mod pending;
 mod priority;
+pub mod protocol;
+pub mod replicator;
 pub mod strescape;
 mod sync_reply;
 mod sync_timeout;

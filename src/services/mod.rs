@@ -4,3 +4,5 @@
 
 pub mod aggregator;
 pub mod daemon;
+
+pub mod replicator;
