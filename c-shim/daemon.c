@@ -102,12 +102,17 @@ static const struct replication_shim_callbacks *shim_callbacks;
 static const struct mail_plugin_settings *shim_plugin_settings;
 static struct timeout *shim_timeout;
 
-int replication_shim_service_init(const char *name, bool no_idle_die,
-				  int argc, char **argv)
+/* MASTER_SERVICE_FLAG_NO_IDLE_DIE would do the same without telling the
+   master, which then logs that the process ignores it. */
+static bool shim_idle_die(void)
 {
-	master_service = master_service_init(name,
-		no_idle_die ? MASTER_SERVICE_FLAG_NO_IDLE_DIE : 0,
-		&argc, &argv, "");
+	return FALSE;
+}
+
+int replication_shim_service_init(const char *name, int argc, char **argv)
+{
+	master_service = master_service_init(name, 0, &argc, &argv, "");
+	master_service_set_idle_die_callback(master_service, shim_idle_die);
 	return master_getopt(master_service) > 0 ? FATAL_DEFAULT : 0;
 }
 

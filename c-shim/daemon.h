@@ -36,9 +36,8 @@ struct replication_shim_callbacks {
 };
 
 /* Starts the service; argv must live as long as the process. Nonzero: exit
-   with it. */
-int replication_shim_service_init(const char *name, bool no_idle_die,
-				  int argc, char **argv);
+   with it. It does not end when the master would have idle processes end. */
+int replication_shim_service_init(const char *name, int argc, char **argv);
 /* Reads the settings of these modules of Dovecot's (NULL-ended; the others keep
    their defaults) and starts logging. Does not return on error. */
 void replication_shim_service_settings(const char *const *modules,

@@ -31,8 +31,6 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct Service {
     /// The name of the service in Dovecot's configuration.
     pub name: &'static CStr,
-    /// Whether it goes on when the master would have idle processes end.
-    pub no_idle_die: bool,
     /// Whose settings it reads.
     pub modules: &'static [&'static CStr],
 }
@@ -40,14 +38,12 @@ pub struct Service {
 /// The service `aggregator`.
 pub const AGGREGATOR: Service = Service {
     name: c"aggregator",
-    no_idle_die: true,
     modules: &[c"aggregator"],
 };
 
 /// The service `replicator`.
 pub const REPLICATOR: Service = Service {
     name: c"replicator",
-    no_idle_die: true,
     modules: &[c"replicator", c"doveadm", c"mail", c"replication"],
 };
 
@@ -76,7 +72,14 @@ pub fn now() -> Now {
 }
 
 /// The version of Dovecot that this was built for.
-pub const DOVECOT_VERSION: &str = env!("DOVECOT_VERSION");
+#[must_use]
+pub fn dovecot_version() -> (u32, u32, u32) {
+    let mut numbers = env!("DOVECOT_VERSION")
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse().unwrap_or_default());
+    let mut next = || numbers.next().unwrap_or_default();
+    (next(), next(), next())
+}
 
 /// Runs a service until the master stops it. `prepare` opens what needs root; `start` makes the
 /// daemon, after privileges were dropped and the master was told.
@@ -92,7 +95,6 @@ pub fn run<P, D: Daemon + 'static>(
     let status = unsafe {
         ffi::replication_shim_service_init(
             service.name.as_ptr(),
-            service.no_idle_die,
             count,
             args.as_mut_ptr(),
         )
