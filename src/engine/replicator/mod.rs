@@ -1,169 +1,180 @@
 //! The replicator's decisions: who is synced when, to where, and who is told.
 //!
-//! Inputs are `handle_*`, outputs `poll_*`. After each input, and when the time of `next_timeout` has come
-//! (`handle_timeout`), the driver takes all of `poll_write`, then `poll_action`, then `poll_log`, until all are empty.
-//! The writes go to the store in their order; `handle_stored` is told when they are safe.
+//! Inputs are `handle_*`, outputs `poll_*`. After each input, and when the time of `next_timeout` has come (`handle_timeout`),
+//! the driver takes all of `poll_write`, then `poll_action`, then `poll_log`. The writes go to the store in their
+//! order; `handle_stored` is told when they are safe. A change is pending in the store from before it is acknowledged until a
+//! sync that began after it has succeeded at each replica: a crash at any moment loses nothing.
+//!
+//! Left out on purpose: how dsync is run, what its log lines mean, how long userdb and probes may take (the driver answers
+//! each in bounded time).
 
 mod action;
+mod advance;
+mod backoff;
+mod commands;
 mod config;
+mod journal;
+mod listing;
 mod log;
+mod lookups;
 mod mask;
+mod names;
+mod notify;
+mod peers;
+mod periodic;
+mod queue;
+mod reachability;
 mod record;
+mod report;
+mod restore;
+mod rows;
 mod status;
+mod sweep;
+mod syncs;
+mod targets;
+mod unknown;
+mod users;
+mod waiters;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
 
 pub use action::*;
 pub use config::*;
 pub use log::{Level, LogEvent};
 pub use mask::{has_wildcard, wildcard_match};
 pub use record::*;
-pub use status::*;
+pub use status::{
+    Activity, Counters, Cursor, PeerDetails, ReplicaDetails, SyncStatus, SyncType, Totals,
+    UserDetails, UserStatus,
+};
 
-use super::Priority;
-use super::time::{Mono, Now};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+
+use super::time::{Mono, Now, UnixSecs};
+use backoff::Jitter;
+use commands::Commands;
+use journal::Journal;
+use listing::Listing;
+use log::Log;
+use lookups::Why;
+use peers::Peers;
+use queue::Queue;
+use sweep::Sweep;
+use syncs::{LocalServer, Running};
+use unknown::UnknownUsers;
+use users::{UserId, Users};
+use waiters::Waiters;
 
 /// The engine.
 #[derive(Debug)]
 pub struct Replicator {
     config: Config,
-    log: log::Log,
+    jitter: Jitter,
+    users: Users,
+    queue: Queue,
+    peers: Peers,
+    waiters: Waiters,
+    unknown: UnknownUsers,
+    journal: Journal,
+    busy: BTreeMap<UserId, Busy>,
+    running: BTreeMap<SyncId, Running>,
+    lookups: BTreeMap<LookupId, (UserId, Why)>,
+    local_server: LocalServer,
+    listing: Listing,
+    sweep: Sweep,
+    commands: Commands,
+    counters: Counters,
+    totals: Totals,
+    log: Log,
     actions: VecDeque<Action>,
+    clock: Clock,
+    loaded: bool,
+    last_id: u64,
 }
 
-#[allow(unused_variables, missing_docs)]
+/// Why no sync of a user may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Busy {
+    Sync(SyncId),
+    Lookup(LookupId),
+}
+
+/// Notices when the wall clock is set.
+#[derive(Debug)]
+struct Clock {
+    last: Now,
+    /// What was due by the wall clock before this is not made up for.
+    horizon: UnixSecs,
+}
+
+/// The wall clock may differ from the monotonic one by this much before it counts as set.
+const MAX_CLOCK_DRIFT_SECS: u64 = 60;
+
+impl Clock {
+    fn observe(&mut self, now: Now) {
+        let passed = now.mono.since(self.last.mono).as_secs();
+        let expected = u64::from(self.last.wall.0).saturating_add(passed);
+        if expected.abs_diff(u64::from(now.wall.0)) > MAX_CLOCK_DRIFT_SECS {
+            self.horizon = now.wall;
+        }
+        if passed > 0 || now.wall.0.abs_diff(self.last.wall.0) > 1 {
+            self.last = now;
+        }
+    }
+}
+
 impl Replicator {
     /// An engine without users; `seed` is for jitter.
     #[must_use]
     pub fn new(config: Config, seed: u64, now: Now) -> Self {
         Self {
             config,
-            log: log::Log::default(),
+            jitter: Jitter::new(seed),
+            users: Users::default(),
+            queue: Queue::default(),
+            peers: Peers::default(),
+            waiters: Waiters::default(),
+            unknown: UnknownUsers::default(),
+            journal: Journal::default(),
+            busy: BTreeMap::new(),
+            running: BTreeMap::new(),
+            lookups: BTreeMap::new(),
+            local_server: LocalServer::default(),
+            listing: Listing::default(),
+            sweep: Sweep::default(),
+            commands: Commands::default(),
+            counters: Counters::default(),
+            totals: Totals::default(),
+            log: Log::default(),
             actions: VecDeque::new(),
+            clock: Clock {
+                last: now,
+                horizon: now.wall,
+            },
+            loaded: false,
+            last_id: 0,
         }
     }
-    /// At start, for each record of the store, before `handle_loaded`.
-    pub fn load(&mut self, now: Now, record: Record) {}
-    /// All records are loaded. Nothing is started or listed before.
-    pub fn handle_loaded(&mut self, now: Now, boot: Boot) {}
-    pub fn handle_listing_user(&mut self, now: Now, listing: ListingId, username: &[u8]) {}
-    /// Err: why it failed.
-    pub fn handle_listing_finished(
-        &mut self,
-        now: Now,
-        listing: ListingId,
-        result: Result<(), String>,
-    ) {
-    }
-    pub fn handle_user_looked_up(&mut self, now: Now, lookup: LookupId, result: UserLookup) {}
-    /// False: read no more from the aggregators until it is true again (nothing of what was read is lost).
-    pub fn accepts_notifications(&self) -> bool {
-        true
-    }
-    /// `U\t<user>\t<low|high>[\t<line>]`
-    pub fn handle_notification(
-        &mut self,
-        now: Now,
-        connection: ConnectionId,
-        username: &[u8],
-        priority: Priority,
-        line: Option<u64>,
-    ) {
-    }
-    /// `U\t<user>\tsync\t<request>`; `acknowledge`: the line is also covered by `Action::Acknowledge`.
-    pub fn handle_sync_request(
-        &mut self,
-        now: Now,
-        connection: ConnectionId,
-        username: &[u8],
-        request: u64,
-        acknowledge: bool,
-    ) {
-    }
-    /// The one who waits hung up.
-    pub fn handle_waiter_gone(&mut self, connection: ConnectionId, request: u64) {}
-    pub fn handle_connection_closed(&mut self, connection: ConnectionId) {}
-    pub fn handle_stored(&mut self, seq: u64) {}
-    pub fn handle_sync_progress(&mut self, now: Now, sync: SyncId) {}
-    /// `reason`: the last error line that dsync logged, or empty.
-    pub fn handle_sync_finished(
-        &mut self,
-        now: Now,
-        sync: SyncId,
-        outcome: SyncOutcome,
-        reason: &str,
-    ) {
-    }
-    pub fn handle_probe_finished(&mut self, now: Now, probe: ProbeId, result: Result<(), String>) {}
-    /// `REPLICATE`; answered by `Action::AnswerCommand`, as all commands.
-    pub fn handle_replicate(
-        &mut self,
-        now: Now,
-        command: CommandId,
-        priority: Priority,
-        full: bool,
-        mask: &[u8],
-    ) {
-    }
-    /// `ADD`
-    pub fn handle_add(&mut self, now: Now, command: CommandId, mask: &[u8]) {}
-    /// `REMOVE`
-    pub fn handle_remove(&mut self, now: Now, command: CommandId, username: &[u8]) {}
-    /// `NOTIFY` of the peer.
-    pub fn handle_notify(
-        &mut self,
-        now: Now,
-        command: CommandId,
-        username: &[u8],
-        full: bool,
-        state: &[u8],
-    ) {
-    }
-    pub fn handle_timeout(&mut self, now: Now) {}
-    /// When `handle_timeout` is to be called next.
-    pub fn next_timeout(&self) -> Option<Mono> {
-        None
-    }
 
-    pub fn poll_write(&mut self) -> Option<Write> {
-        None
-    }
+    /// The next thing for the driver to do. Take all of `poll_write` before.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
+
+    /// The next thing for the driver to log.
     pub fn poll_log(&mut self) -> Option<LogEvent> {
         self.log.pop()
     }
 
-    /// `STATUS`
-    pub fn counters(&self) -> Counters {
-        Counters::default()
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
     }
-    pub fn totals(&self) -> Totals {
-        Totals::default()
-    }
-    /// One page of `STATUS\t<mask>`: looks at `max_users` users from `cursor` on, calls `show` for each that matches;
-    /// returns where to go on, None at the end. Any input may come between two pages.
-    pub fn list(
-        &self,
-        now: Now,
-        cursor: Cursor,
-        max_users: usize,
-        mask: &[u8],
-        show: &mut dyn FnMut(UserStatus<'_>),
-    ) -> Option<Cursor> {
-        None
-    }
-    /// `STATUS-DSYNC`: the syncs that run; there are `max_conns` connections.
-    pub fn syncs(&self) -> impl Iterator<Item = SyncStatus<'_>> + '_ {
-        std::iter::empty()
-    }
-    pub fn max_conns(&self) -> usize {
-        self.config.max_conns
-    }
-    pub fn show(&self, now: Now, username: &[u8]) -> Option<UserDetails> {
-        None
-    }
-    pub fn peers(&self) -> Vec<PeerDetails> {
-        Vec::new()
+
+    fn checked_secs(now: Mono) -> u32 {
+        u32::try_from(now.0 / 1000).map_or(u32::MAX, |secs| secs.saturating_add(1))
     }
 }

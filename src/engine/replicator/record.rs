@@ -1,6 +1,6 @@
 //! What the store keeps: a record per (user, replica).
 //!
-//! Writes are numbered from 1 without a gap, and the store keeps their order. A user whose replicas are not yet known
+//! Writes are numbered, the numbers grow, and the store keeps their order. A user whose replicas are not yet known
 //! has one record with an empty target. The state text is in the store alone.
 
 use crate::engine::Priority;
@@ -43,6 +43,8 @@ pub enum StateChange {
     Set(Vec<u8>),
     /// It is removed.
     Forget,
+    /// It becomes that of the record of (username, this target), which stays as it is.
+    CopyFrom(Vec<u8>),
 }
 
 /// One change of the store.

@@ -22,6 +22,52 @@ pub struct Counters {
     pub known_users: u64,
 }
 
+/// Where the counters have a user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Bucket {
+    /// Left out, or not there yet.
+    #[default]
+    Uncounted,
+    Idle,
+    QueuedSync,
+    QueuedHigh,
+    QueuedLow,
+    QueuedFailed,
+    QueuedFullResync,
+    WaitingFailed,
+}
+
+impl Counters {
+    pub(super) fn move_user(&mut self, from: Bucket, to: Bucket) {
+        if from == to {
+            return;
+        }
+        if let Some(count) = self.count_mut(from) {
+            *count -= 1;
+        }
+        if let Some(count) = self.count_mut(to) {
+            *count += 1;
+        }
+        match (from, to) {
+            (Bucket::Uncounted, _) => self.known_users += 1,
+            (_, Bucket::Uncounted) => self.known_users -= 1,
+            _ => {}
+        }
+    }
+
+    fn count_mut(&mut self, bucket: Bucket) -> Option<&mut u64> {
+        match bucket {
+            Bucket::Uncounted | Bucket::Idle => None,
+            Bucket::QueuedSync => Some(&mut self.queued_sync),
+            Bucket::QueuedHigh => Some(&mut self.queued_high),
+            Bucket::QueuedLow => Some(&mut self.queued_low),
+            Bucket::QueuedFailed => Some(&mut self.queued_failed),
+            Bucket::QueuedFullResync => Some(&mut self.queued_full_resync),
+            Bucket::WaitingFailed => Some(&mut self.waiting_failed),
+        }
+    }
+}
+
 /// What happened since the start, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {

@@ -1,0 +1,271 @@
+//! What each row that is not idle is doing, and who is next.
+//!
+//! Order is by key, the smallest first: the time since when a row waits, less a head start for its priority. So a sync goes
+//! before a high, that before a low, and so on, but none waits behind higher ones for longer than the difference.
+//! The head starts are those of Dovecot 2.3.20 and later (`replicator-queue.c`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::action::SyncId;
+use super::peers::PeerId;
+use super::users::{RowId, UserId};
+use crate::engine::Priority;
+use crate::engine::time::Mono;
+
+/// The order of a row: milliseconds of the monotonic clock, less a head start.
+pub(super) type Key = i64;
+
+const MINUTE_MILLIS: i64 = 60 * 1000;
+/// The head start of those that a returned peer is to sync first.
+const LONGEST_HEAD_START_MILLIS: i64 = 45 * MINUTE_MILLIS;
+
+/// The key of a row that waits since `since` (milliseconds of the monotonic clock).
+pub(super) fn key(since: i64, priority: Priority) -> Key {
+    since.saturating_sub(match priority {
+        Priority::None => 0,
+        Priority::Low => 15 * MINUTE_MILLIS,
+        Priority::High => 30 * MINUTE_MILLIS,
+        Priority::Sync => LONGEST_HEAD_START_MILLIS,
+    })
+}
+
+/// The key of a row that waited for its peer since `since`: all such have the same head start.
+pub(super) fn key_after_peer(since: i64) -> Key {
+    since.saturating_sub(LONGEST_HEAD_START_MILLIS)
+}
+
+pub(super) fn millis(at: Mono) -> i64 {
+    i64::try_from(at.0).unwrap_or(i64::MAX)
+}
+
+/// Where a row is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Place {
+    #[default]
+    Idle,
+    /// To be started as soon as there is a connection.
+    Ready,
+    /// Ready, but its user is busy with a lookup or another replica.
+    Parked,
+    /// Its user is being looked up for it.
+    Lookup,
+    /// The peer is not known to be reachable.
+    Peer(PeerId),
+    /// To be ready at this time.
+    Retry(Mono),
+    Running(SyncId),
+}
+
+/// What a row that is not idle, or that has failed, has on top of its `Row`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Work {
+    place: Place,
+    pub(super) key: Key,
+    /// Since when it waits, in milliseconds of the monotonic clock; may be before its origin.
+    pub(super) since: i64,
+    /// Failures in a row.
+    pub(super) failures: u32,
+    /// Syncs in a row that a concurrent change ended.
+    pub(super) changes: u32,
+    pub(super) reason: Box<str>,
+    /// The last failure may be the peer's.
+    pub(super) blames_peer: bool,
+    /// The administrator was told of the failure.
+    pub(super) reported: bool,
+}
+
+impl Work {
+    pub(super) fn is_idle(&self) -> bool {
+        self.place == Place::Idle
+    }
+
+    /// Of work that is not in the queue.
+    pub(super) fn set_place(&mut self, place: Place) {
+        self.place = place;
+    }
+
+    pub(super) fn forget_failures(&mut self) {
+        self.failures = 0;
+        self.changes = 0;
+        self.reason = Box::default();
+        self.blames_peer = false;
+        self.reported = false;
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    rows: BTreeMap<RowId, Work>,
+    ready: BTreeSet<(Key, RowId)>,
+    retry: BTreeSet<(Mono, RowId)>,
+    peers: BTreeSet<(PeerId, RowId)>,
+}
+
+impl Queue {
+    pub(super) fn place(&self, row: RowId) -> Place {
+        self.rows.get(&row).map_or(Place::Idle, |work| work.place)
+    }
+
+    pub(super) fn work(&self, row: RowId) -> Option<&Work> {
+        self.rows.get(&row)
+    }
+
+    /// To change all but place and key.
+    pub(super) fn work_mut(&mut self, row: RowId) -> &mut Work {
+        self.rows.entry(row).or_default()
+    }
+
+    pub(super) fn set_place(&mut self, row: RowId, place: Place) {
+        self.leave(row);
+        let work = self.rows.entry(row).or_default();
+        work.place = place;
+        let key = work.key;
+        match place {
+            Place::Idle => {
+                if work.failures == 0 {
+                    self.rows.remove(&row);
+                }
+            }
+            Place::Ready => {
+                self.ready.insert((key, row));
+            }
+            Place::Retry(at) => {
+                self.retry.insert((at, row));
+            }
+            Place::Peer(peer) => {
+                self.peers.insert((peer, row));
+            }
+            Place::Parked | Place::Lookup | Place::Running(_) => {}
+        }
+    }
+
+    pub(super) fn set_key(&mut self, row: RowId, key: Key) {
+        let place = self.place(row);
+        self.leave(row);
+        self.work_mut(row).key = key;
+        self.set_place(row, place);
+    }
+
+    /// Takes the row out, with all that is known of it.
+    pub(super) fn take(&mut self, row: RowId) -> Option<Work> {
+        self.leave(row);
+        self.rows.remove(&row)
+    }
+
+    pub(super) fn put(&mut self, row: RowId, work: Work) {
+        let place = work.place;
+        self.rows.insert(row, work);
+        self.set_place(row, place);
+    }
+
+    pub(super) fn first_ready(&self) -> Option<RowId> {
+        self.ready.first().map(|(_, row)| *row)
+    }
+
+    pub(super) fn ready_len(&self) -> usize {
+        self.ready.len()
+    }
+
+    pub(super) fn next_retry(&self) -> Option<Mono> {
+        self.retry.first().map(|(at, _)| *at)
+    }
+
+    /// A row whose time has come.
+    pub(super) fn due_retry(&self, now: Mono) -> Option<RowId> {
+        let (at, row) = self.retry.first()?;
+        (*at <= now).then_some(*row)
+    }
+
+    pub(super) fn waiting_for(&self, peer: PeerId) -> impl Iterator<Item = RowId> + '_ {
+        let lowest = RowId {
+            user: UserId(0),
+            replica: 0,
+        };
+        self.peers
+            .range((peer, lowest)..)
+            .take_while(move |(waits_for, _)| *waits_for == peer)
+            .map(|(_, row)| *row)
+    }
+
+    /// The rows that wait for a connection or for their next try.
+    pub(super) fn ready_and_retrying(&self) -> impl Iterator<Item = RowId> + '_ {
+        let ready = self.ready.iter().map(|(_, row)| *row);
+        ready.chain(self.retry.iter().map(|(_, row)| *row))
+    }
+
+    fn leave(&mut self, row: RowId) {
+        let Some(work) = self.rows.get(&row) else {
+            return;
+        };
+        match work.place {
+            Place::Ready => {
+                self.ready.remove(&(work.key, row));
+            }
+            Place::Retry(at) => {
+                self.retry.remove(&(at, row));
+            }
+            Place::Peer(peer) => {
+                self.peers.remove(&(peer, row));
+            }
+            Place::Idle | Place::Parked | Place::Lookup | Place::Running(_) => {}
+        }
+    }
+}
+
+/// The pause before a sync that a concurrent change ended is tried again.
+pub(super) fn pause_after_change(changes: u32, longest: Duration) -> Duration {
+    super::backoff::doubled(Duration::from_millis(20), longest, changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(user: u32) -> RowId {
+        RowId {
+            user: UserId(user),
+            replica: 0,
+        }
+    }
+
+    fn ready(queue: &mut Queue, user: u32, since: i64, priority: Priority) {
+        queue.set_key(row(user), key(since, priority));
+        queue.set_place(row(user), Place::Ready);
+    }
+
+    #[test]
+    fn higher_priority_goes_first_but_not_for_ever() {
+        let mut queue = Queue::default();
+        let hour = 60 * MINUTE_MILLIS;
+        ready(&mut queue, 1, hour, Priority::None);
+        ready(&mut queue, 2, hour, Priority::Low);
+        ready(&mut queue, 3, hour, Priority::High);
+        ready(&mut queue, 4, hour, Priority::Sync);
+        ready(&mut queue, 5, hour - 31 * MINUTE_MILLIS, Priority::Low);
+        let mut order = Vec::new();
+        while let Some(row) = queue.first_ready() {
+            order.push(row.user.0);
+            queue.set_place(row, Place::Idle);
+        }
+        assert_eq!(order, [5, 4, 3, 2, 1]);
+    }
+
+    #[test]
+    fn row_is_in_one_place_at_a_time() {
+        let mut queue = Queue::default();
+        ready(&mut queue, 1, 0, Priority::Low);
+        queue.set_place(row(1), Place::Retry(Mono(9)));
+        assert_eq!(queue.first_ready(), None);
+        assert_eq!(queue.due_retry(Mono(8)), None);
+        assert_eq!(queue.due_retry(Mono(9)), Some(row(1)));
+        let peer = PeerId::first();
+        queue.set_place(row(1), Place::Peer(peer));
+        assert_eq!(queue.next_retry(), None);
+        assert_eq!(queue.waiting_for(peer).count(), 1);
+        queue.set_key(row(1), 5);
+        queue.set_place(row(1), Place::Idle);
+        assert_eq!(queue.waiting_for(peer).count(), 0);
+        assert!(queue.work(row(1)).is_none());
+    }
+}

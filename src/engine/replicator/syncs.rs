@@ -1,0 +1,416 @@
+//! A sync from its start to what its end means.
+
+use std::time::Duration;
+
+use super::action::{Action, SyncId, SyncOutcome};
+use super::backoff::doubled;
+use super::config::MAX_REASON_BYTES;
+use super::log::Level;
+use super::notify::WAITERS_PATIENCE;
+use super::peers::PeerId;
+use super::periodic;
+use super::queue::{Place, pause_after_change};
+use super::record::StateChange;
+use super::status::SyncType;
+use super::users::{RowId, UserId};
+use super::waiters::{Turn, Whom};
+use super::{Busy, Replicator, Why};
+use crate::engine::Priority;
+use crate::engine::time::{Mono, Now};
+
+/// After this many failures in a row the administrator is told.
+const FAILURES_REPORTED: u32 = 3;
+/// After this many syncs in a row that a concurrent change ended, the user counts as failing.
+const CHANGES_TOLERATED: u32 = 10;
+/// The pause after what only an administrator can mend.
+const ADMIN_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// A sync that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) row: RowId,
+    pub(super) peer: PeerId,
+    /// Of what it was started for.
+    pub(super) priority: Priority,
+    pub(super) full: bool,
+    /// It is full because that was asked for, not because of the interval.
+    pub(super) forced: bool,
+    pub(super) sync_type: SyncType,
+    /// Which waiters came before it.
+    turn: Turn,
+    pub(super) last_progress: Mono,
+    /// Since the last progress its peer was probed.
+    pub(super) probed: bool,
+    pub(super) aborted: bool,
+    /// The user was removed while it ran.
+    pub(super) doomed: bool,
+}
+
+/// How long a row waits after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// From `retry_min_interval` to `retry_max_interval`.
+    Growing,
+    /// `retry_max_interval`
+    Longest,
+    /// An hour.
+    Admin,
+}
+
+/// The local doveadm-server, without which no sync can start.
+#[derive(Debug, Default)]
+pub(super) struct LocalServer {
+    failures: u32,
+    retry_at: Option<Mono>,
+}
+
+impl LocalServer {
+    pub(super) fn may_start(&mut self, now: Mono) -> bool {
+        self.retry_at = self.retry_at.filter(|at| *at > now);
+        self.retry_at.is_none()
+    }
+
+    pub(super) fn next_try(&self) -> Option<Mono> {
+        self.retry_at
+    }
+}
+
+impl Replicator {
+    pub(super) fn start_sync(&mut self, now: Now, id: RowId, peer: PeerId) {
+        let is_full_due = self.is_full_sync_due(now, id);
+        let Some(row) = self.users.row_mut(id) else {
+            return;
+        };
+        let priority = std::mem::take(&mut row.priority);
+        let forced = std::mem::take(&mut row.force_full);
+        let full = forced || is_full_due;
+        let sync_type = match (full, row.has_state) {
+            (true, _) => SyncType::Full,
+            (false, true) => SyncType::Incremental,
+            (false, false) => SyncType::Normal,
+        };
+        let sync = SyncId(self.next_id());
+        let running = Running {
+            row: id,
+            peer,
+            priority,
+            full,
+            forced,
+            sync_type,
+            turn: self.waiters.turn(),
+            last_progress: now.mono,
+            probed: false,
+            aborted: false,
+            doomed: false,
+        };
+        self.running.insert(sync, running);
+        self.busy.insert(id.user, Busy::Sync(sync));
+        self.totals.syncs_started += 1;
+        self.totals.full_syncs_started += u64::from(full);
+        self.place(id, Place::Running(sync));
+        self.actions.push_back(Action::StartSync {
+            sync,
+            username: self.users.name(id.user).to_vec(),
+            target: self.peers.target(peer).to_vec(),
+            full,
+        });
+    }
+
+    /// The sync has got on: bytes were moved, by it or by its processes.
+    pub fn handle_sync_progress(&mut self, now: Now, sync: SyncId) {
+        if let Some(running) = self.running.get_mut(&sync) {
+            running.last_progress = now.mono;
+            running.probed = false;
+        }
+    }
+
+    /// The sync has ended. `reason`: the last error line that dsync logged, or empty.
+    pub fn handle_sync_finished(
+        &mut self,
+        now: Now,
+        sync: SyncId,
+        outcome: SyncOutcome,
+        reason: &str,
+    ) {
+        self.clock.observe(now);
+        if let Some(running) = self.running.remove(&sync) {
+            self.busy.remove(&running.row.user);
+            if running.doomed {
+                self.end_doomed(now, &running);
+            } else {
+                self.end_sync(now, &running, outcome, reason);
+            }
+            self.release(running.row.user);
+        }
+        self.advance(now);
+    }
+
+    fn end_sync(&mut self, now: Now, running: &Running, outcome: SyncOutcome, reason: &str) {
+        if outcome != SyncOutcome::NotStarted && self.local_server.failures > 0 {
+            self.local_server.failures = 0;
+            let text = "Syncs can be started again".to_owned();
+            self.log.say(Level::Info, text);
+        }
+        if let SyncOutcome::Ok { state } = outcome {
+            return self.succeeded(now, running, state);
+        }
+        let id = running.row;
+        if let Some(row) = self.users.row_mut(id) {
+            row.force_full |= running.full;
+        }
+        if outcome == SyncOutcome::Changed {
+            return self.changed(now, running, reason);
+        }
+        if outcome == SyncOutcome::NotStarted {
+            return self.not_started(now, running, reason);
+        }
+        self.totals.syncs_failed += 1;
+        let text = reason_of(&outcome, reason);
+        let pause = match outcome {
+            SyncOutcome::NoUser | SyncOutcome::NoReplicate => {
+                // Not failed yet, but still pending.
+                if let Some(row) = self.users.row_mut(id) {
+                    row.priority = row.priority.max(running.priority).max(Priority::Low);
+                }
+                self.touch(id);
+                self.place(id, Place::Lookup);
+                let is_noreplicate = outcome == SyncOutcome::NoReplicate;
+                self.look_up(id.user, Why::Denied(running.peer, is_noreplicate));
+                return;
+            }
+            SyncOutcome::Usage | SyncOutcome::NoPerm => Pause::Admin,
+            SyncOutcome::StateRefused => {
+                if let Some(row) = self.users.row_mut(id) {
+                    row.has_state = false;
+                }
+                self.journal.set_state(id, StateChange::Forget);
+                Pause::Growing
+            }
+            _ => Pause::Growing,
+        };
+        let level = match pause {
+            Pause::Admin => Level::Error,
+            Pause::Growing | Pause::Longest => Level::Warning,
+        };
+        let blames_peer = may_be_the_peers_fault(&outcome);
+        self.queue.work_mut(id).blames_peer = blames_peer;
+        self.fail(now, id, &text, pause, level);
+        let refused = self.waiters.refuse_before(id.user, running.turn, &text);
+        self.totals.waiters_failed += refused.len() as u64;
+        self.actions.extend(refused);
+        if blames_peer {
+            self.suspect(now, running.peer);
+            if self.peers.is_down(running.peer) {
+                self.place(id, Place::Peer(running.peer));
+                self.refuse_waiters(Whom::User(id.user), "Peer is not reachable");
+            }
+        }
+    }
+
+    fn succeeded(&mut self, now: Now, running: &Running, state: Vec<u8>) {
+        let id = running.row;
+        self.totals.syncs_ok += 1;
+        let reported = self.queue.work(id).filter(|work| work.reported);
+        if let Some(failures) = reported.map(|work| work.failures) {
+            let text = format!("Synced again after {failures} failures");
+            self.say_of_row(Level::Info, id, text);
+        }
+        self.queue.work_mut(id).forget_failures();
+        let Some(row) = self.users.row_mut(id) else {
+            return;
+        };
+        row.last_fast_sync = now.wall;
+        row.last_success = now.wall;
+        if running.full {
+            row.last_full_sync = now.wall;
+        }
+        row.failed = false;
+        row.resync = false;
+        row.has_state = !state.is_empty();
+        let goes_on = row.is_pending();
+        let state = match row.has_state {
+            true => StateChange::Set(state),
+            false => StateChange::Forget,
+        };
+        self.journal.set_state(id, state);
+        self.touch(id);
+        self.place(id, Place::Idle);
+        if goes_on {
+            self.enqueue(now, id);
+        }
+        let replicas = self.users.replicas(id.user);
+        let answers = self
+            .waiters
+            .succeeded(id.user, id.replica, replicas, running.turn);
+        self.totals.waiters_ok += answers.len() as u64;
+        self.actions.extend(answers);
+        let proof = self.peers.succeeded(running.peer, now.wall);
+        self.proven(now, running.peer, proof);
+    }
+
+    /// Somebody changed something during the sync: it is done again, with the state that it had.
+    fn changed(&mut self, now: Now, running: &Running, reason: &str) {
+        let id = running.row;
+        self.totals.syncs_changed += 1;
+        let changes = {
+            let work = self.queue.work_mut(id);
+            work.changes = work.changes.saturating_add(1);
+            work.blames_peer = false;
+            work.changes
+        };
+        if changes > CHANGES_TOLERATED {
+            let text = match reason.is_empty() {
+                true => "Mailboxes keep changing during sync",
+                false => reason,
+            };
+            self.fail(now, id, text, Pause::Growing, Level::Warning);
+        } else if let Some(row) = self.users.row_mut(id) {
+            row.priority = row.priority.max(running.priority);
+            // It was started for something, if only its time had come.
+            if !row.is_pending() {
+                row.priority = Priority::Low;
+            }
+            self.touch(id);
+        }
+        let pause = pause_after_change(changes, self.config.retry_max_interval);
+        let at = now.mono + self.jitter.shorten(pause);
+        self.place(id, Place::Retry(at));
+        if at > now.mono + WAITERS_PATIENCE {
+            self.refuse_waiters(Whom::User(id.user), "Mailboxes keep changing during sync");
+        }
+    }
+
+    /// The local doveadm-server is away: no sync can start, and no user is to blame.
+    fn not_started(&mut self, now: Now, running: &Running, reason: &str) {
+        let id = running.row;
+        let local = &mut self.local_server;
+        if local.failures == 0 {
+            let text = format!("No sync can be started: {}", shortened(reason));
+            self.log.say(Level::Error, text);
+        }
+        local.failures = local.failures.saturating_add(1);
+        let pause = doubled(
+            self.config.retry_min_interval,
+            WAITERS_PATIENCE,
+            local.failures,
+        );
+        local.retry_at = Some(now.mono + pause);
+        if let Some(row) = self.users.row_mut(id) {
+            row.priority = row.priority.max(running.priority);
+            if !row.is_pending() {
+                row.priority = Priority::Low;
+            }
+        }
+        self.touch(id);
+        self.make_ready(id);
+        self.refuse_waiters(Whom::User(id.user), "No sync can be started");
+    }
+
+    fn end_doomed(&mut self, now: Now, running: &Running) {
+        let user = running.row.user;
+        if !self.users.rows(user).any(|row| row.is_pending()) {
+            return self.remove_user(user, "User was removed");
+        }
+        // It was notified again since: userdb decides.
+        if let Some(user) = self.users.get_mut(user) {
+            user.checked_secs = 0;
+        }
+        self.place(running.row, Place::Idle);
+        for id in self.users.row_ids(user) {
+            self.enqueue(now, id);
+        }
+    }
+
+    /// The row is tried again after a pause; what is pending stays so.
+    pub(super) fn fail(&mut self, now: Now, id: RowId, reason: &str, pause: Pause, level: Level) {
+        let (min, max) = (
+            self.config.retry_min_interval,
+            self.config.retry_max_interval,
+        );
+        let work = self.queue.work_mut(id);
+        work.failures = work.failures.saturating_add(1);
+        work.reason = shortened(reason).into();
+        let (failures, reported) = (work.failures, work.reported);
+        let pause = match pause {
+            Pause::Growing => doubled(min, max, failures),
+            Pause::Longest => max,
+            Pause::Admin => ADMIN_PAUSE.max(max),
+        };
+        let pause = self.jitter.shorten(pause);
+        let is_grave = level == Level::Error;
+        if !reported && (is_grave || failures >= FAILURES_REPORTED) {
+            self.queue.work_mut(id).reported = true;
+            let secs = pause.as_secs();
+            let text = format!(
+                "Sync failed: {} (next try in {secs} secs)",
+                shortened(reason)
+            );
+            self.say_of_row(level, id, text);
+        }
+        if let Some(row) = self.users.row_mut(id) {
+            row.failed = true;
+            row.last_fast_sync = now.wall;
+        }
+        self.touch(id);
+        self.place(id, Place::Retry(now.mono + pause));
+        if pause > WAITERS_PATIENCE {
+            self.refuse_waiters(Whom::User(id.user), reason);
+        }
+    }
+
+    pub(super) fn is_full_sync_due(&self, now: Now, id: RowId) -> bool {
+        self.users.row(id).is_some_and(|row| {
+            let interval = periodic::secs(self.config.full_sync_interval);
+            let username = self.users.name(id.user);
+            periodic::is_full_sync_due(username, row, interval, self.clock.horizon, now.wall)
+        })
+    }
+
+    /// The user's sync, if one runs.
+    pub(super) fn running_sync(&mut self, user: UserId) -> Option<&mut Running> {
+        match self.busy.get(&user) {
+            Some(Busy::Sync(sync)) => self.running.get_mut(sync),
+            _ => None,
+        }
+    }
+}
+
+fn may_be_the_peers_fault(outcome: &SyncOutcome) -> bool {
+    matches!(
+        outcome,
+        SyncOutcome::TempFail
+            | SyncOutcome::Eof
+            | SyncOutcome::Timeout
+            | SyncOutcome::PeerUnreachable
+            | SyncOutcome::Other(_)
+    )
+}
+
+fn reason_of(outcome: &SyncOutcome, reason: &str) -> String {
+    if !reason.is_empty() {
+        return shortened(reason).to_owned();
+    }
+    match outcome {
+        SyncOutcome::Ok { .. } | SyncOutcome::Changed => String::new(),
+        SyncOutcome::NoUser => "NOUSER".to_owned(),
+        SyncOutcome::NoReplicate => "NOREPLICATE".to_owned(),
+        SyncOutcome::TempFail => "TEMPFAIL".to_owned(),
+        SyncOutcome::Eof => "dsync died".to_owned(),
+        SyncOutcome::Timeout => "No progress, ended at the deadline".to_owned(),
+        SyncOutcome::Usage => "USAGE: dsync or its peer does not take the parameters".to_owned(),
+        SyncOutcome::NotFound => "NOTFOUND".to_owned(),
+        SyncOutcome::NoPerm => "NOPERM".to_owned(),
+        SyncOutcome::StateRefused => "State refused".to_owned(),
+        SyncOutcome::PeerUnreachable => "Peer is not reachable".to_owned(),
+        SyncOutcome::NotStarted => "doveadm-server is not reachable".to_owned(),
+        SyncOutcome::Other(code) => shortened(code).to_owned(),
+    }
+}
+
+fn shortened(reason: &str) -> &str {
+    let mut end = reason.len().min(MAX_REASON_BYTES);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason.get(..end).unwrap_or_default()
+}
