@@ -4,6 +4,7 @@
 //! with `poll_*`. Everything here runs in a test without Dovecot.
 #![forbid(unsafe_code)]
 
+pub mod aggregator;
 mod notification;
 mod outage;
 mod pending;

@@ -4,10 +4,14 @@
 //! wrapped for the time of that hook; nothing here keeps one.
 
 pub mod bindings;
+#[cfg(feature = "daemon")]
+pub mod daemon;
 pub mod guard;
 pub mod log;
 
 #[cfg(feature = "plugin")]
 pub mod mail;
+#[cfg(feature = "daemon")]
+pub mod settings;
 #[cfg(feature = "plugin")]
 pub mod timeout;
