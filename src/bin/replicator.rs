@@ -39,7 +39,7 @@ fn settings(host: &HostSettings) -> Settings {
         mail_replica: (1..=MAX_REPLICAS)
             .map(|number| host.plugin(&replica_name(number)).unwrap_or_default())
             .collect(),
-        noreplicate: host.plugin("noreplicate").is_some_and(|v| is_yes(&v)),
+        noreplicate: host.plugin("noreplicate"),
         replication_sync_deadline: host.replication_sync_deadline,
         replication_retry_min_interval: host.replication_retry_min_interval,
         replication_retry_max_interval: host.replication_retry_max_interval,

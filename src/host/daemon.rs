@@ -93,11 +93,7 @@ pub fn run<P, D: Daemon + 'static>(
     let count = c_int::try_from(args.len().saturating_sub(1)).unwrap_or_default();
     // SAFETY: name and arguments are C strings, the arguments NULL-ended and leaked.
     let status = unsafe {
-        ffi::replication_shim_service_init(
-            service.name.as_ptr(),
-            count,
-            args.as_mut_ptr(),
-        )
+        ffi::replication_shim_service_init(service.name.as_ptr(), count, args.as_mut_ptr())
     };
     std::mem::forget(args);
     if status != 0 {

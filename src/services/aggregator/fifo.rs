@@ -82,16 +82,12 @@ impl Fifo {
     /// # Errors
     /// As tee(2) and read(2).
     pub fn look(&mut self) -> io::Result<()> {
-        let seen = match rustix::pipe::tee(
-            &self.fd,
-            &self.look_in,
-            PIPE_SIZE,
-            SpliceFlags::NONBLOCK,
-        ) {
-            Ok(seen) => seen,
-            Err(Errno::AGAIN | Errno::INTR) => 0,
-            Err(e) => return Err(e.into()),
-        };
+        let seen =
+            match rustix::pipe::tee(&self.fd, &self.look_in, PIPE_SIZE, SpliceFlags::NONBLOCK) {
+                Ok(seen) => seen,
+                Err(Errno::AGAIN | Errno::INTR) => 0,
+                Err(e) => return Err(e.into()),
+            };
         self.visible = read_exactly(&self.look_out, seen)?;
         Ok(())
     }

@@ -94,7 +94,10 @@ impl Host {
     /// Handles what is ready until all is handed on.
     fn until_empty(&mut self) {
         while self.daemon.users() > 0 {
-            assert!(self.now().mono.since(Mono(0)) < PATIENCE, "not acknowledged");
+            assert!(
+                self.now().mono.since(Mono(0)) < PATIENCE,
+                "not acknowledged"
+            );
             self.daemon.poll_events(Duration::from_millis(100));
             self.daemon.work(self.now());
         }

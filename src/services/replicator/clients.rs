@@ -138,11 +138,8 @@ impl Replicator {
         if client.acknowledged && client.safe_line() > safe_before {
             replicator_notify::append_acknowledged(socket.output(), client.safe_line());
         }
-        if socket.flush() {
-            Turn::Again
-        } else {
-            Turn::Close
-        }
+        socket.flush();
+        Turn::Again
     }
 
     fn handle_notice(
@@ -281,9 +278,7 @@ impl Replicator {
             match client.reader.next_request() {
                 Ok(Some(request)) => {
                     self.handle_request(now, slot, socket, client, request);
-                    if !socket.flush() {
-                        return Turn::Close;
-                    }
+                    socket.flush();
                 }
                 Ok(None) => match socket.read(buffer) {
                     Input::Data(length) => {

@@ -206,9 +206,7 @@ impl Replicator {
                 Ok(Some(Event::Ready)) => {
                     if let Some(command) = dsync.command.take() {
                         socket.output().extend_from_slice(&command);
-                        if !socket.flush() {
-                            return Some(Turn::Close);
-                        }
+                        socket.flush();
                     }
                 }
                 Ok(Some(Event::PasswordWanted)) => {
@@ -226,9 +224,7 @@ impl Replicator {
                         return Some(Turn::Close);
                     }
                     doveadm_server::append_password(socket.output(), password);
-                    if !socket.flush() {
-                        return Some(Turn::Close);
-                    }
+                    socket.flush();
                 }
                 Err(error) => {
                     dsync.last_error = error.to_string();
