@@ -340,6 +340,7 @@ impl Replicator {
                         since.as_bytes(),
                         waiting.as_bytes(),
                         peer.reason.as_bytes(),
+                        b"",
                         users.as_bytes(),
                     ];
                     protocol::append_fields(out, fields);
@@ -409,7 +410,8 @@ impl Replicator {
 
 fn append_details(out: &mut Vec<u8>, details: &UserDetails) {
     let waiters = details.waiters.to_string();
-    for replica in &details.replicas {
+    for (at, replica) in details.replicas.iter().enumerate() {
+        let replica_number = (at + 1).to_string();
         let number = |secs: UnixSecs| secs.0.to_string();
         let pending_since = replica.pending_since.unwrap_or_default();
         let activity = if details.left_out {
@@ -432,6 +434,7 @@ fn append_details(out: &mut Vec<u8>, details: &UserDetails) {
         let next = replica.next_sync_secs.to_string();
         let head = [
             details.username.as_slice(),
+            replica_number.as_bytes(),
             replica.target.as_slice(),
             replica.priority.as_str().as_bytes(),
         ];

@@ -395,13 +395,13 @@ fn a_failing_sync_is_retried_soon_keeps_its_state_and_shows_its_reason() {
         let request = running.run_until("a try", |_| setup.requests.try_recv().ok());
         assert!(request.ends_with("\t-s\tSTATE"), "{request}");
         let shown = running.ask("SHOW\tu1", "\n\n");
-        assert!(shown.starts_with("u1\ttcp:127.0.0.1:"), "{shown}");
+        assert!(shown.starts_with("u1\t1\ttcp:127.0.0.1:"), "{shown}");
     }
     running.wait_quiet(&setup, 0);
     let shown = running.ask("SHOW\tu1", "\n\n");
     let fields: Vec<&str> = shown.trim_end().split('\t').collect();
     assert_eq!(
-        (fields[2], fields[7], fields[8]),
+        (fields[3], fields[8], fields[9]),
         ("none", "0", ""),
         "{shown}"
     );
