@@ -49,6 +49,8 @@ fn build_for(host: &str, dovecot: &Dovecot) {
         &shim,
         &header,
         &PathBuf::from("c-shim/log.c"),
+        &PathBuf::from("c-shim/settings.c"),
+        &PathBuf::from("c-shim/settings.h"),
         &PathBuf::from("include"),
     ] {
         println!("cargo::rerun-if-changed={}", input.display());
@@ -69,6 +71,9 @@ fn build_for(host: &str, dovecot: &Dovecot) {
         .warnings(true)
         .extra_warnings(true)
         .flag_if_supported("-Wno-unused-parameter");
+    if host == "daemon" {
+        cc.file("c-shim/settings.c");
+    }
     cc.compile(&format!("replication_{host}_shim"));
     bind(&header, host, dovecot);
     if host == "daemon" {

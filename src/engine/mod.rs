@@ -4,10 +4,12 @@
 //! with `poll_*`. Everything here runs in a test without Dovecot.
 #![forbid(unsafe_code)]
 
+pub mod aggregator;
 mod notification;
 mod outage;
 mod pending;
 mod priority;
+pub mod protocol;
 pub mod replicator;
 pub mod strescape;
 mod sync_reply;

@@ -4,10 +4,15 @@
 //! filtered here.
 
 use std::ffi::CString;
+use std::sync::OnceLock;
+use std::thread::{self, ThreadId};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
 use super::bindings as ffi;
+
+/// The thread that Dovecot's functions may be called on.
+static MAIN_THREAD: OnceLock<ThreadId> = OnceLock::new();
 
 struct DovecotLog;
 
@@ -18,6 +23,11 @@ impl Log for DovecotLog {
 
     fn log(&self, record: &Record<'_>) {
         use log::Level;
+        if MAIN_THREAD.get() != Some(&thread::current().id()) {
+            // A service's stderr is read by Dovecot's log process, as errors.
+            eprintln!("{}: {}", record.level(), record.args());
+            return;
+        }
         let level = match record.level() {
             Level::Error => ffi::replication_shim_level_REPLICATION_SHIM_ERROR,
             Level::Warn => ffi::replication_shim_level_REPLICATION_SHIM_WARNING,
@@ -38,9 +48,11 @@ pub fn c_text(text: &str) -> CString {
     CString::new(text.replace('\0', "?")).unwrap_or_default()
 }
 
-/// Sends what is logged up to `max` to Dovecot's log from now on. Can be called again.
+/// Sends what is logged up to `max` to Dovecot's log from now on. Can be called again. What other
+/// threads than the first caller's log goes to stderr.
 pub fn init(max: LevelFilter) {
     static LOG: DovecotLog = DovecotLog;
+    MAIN_THREAD.get_or_init(|| thread::current().id());
     if log::set_logger(&LOG).is_ok() {
         log::set_max_level(max);
     }

@@ -4,6 +4,8 @@
 //! wrapped for the time of that hook; nothing here keeps one.
 
 pub mod bindings;
+#[cfg(feature = "daemon")]
+pub mod daemon;
 pub mod guard;
 pub mod log;
 
@@ -11,5 +13,7 @@ pub mod log;
 pub mod doveadm;
 #[cfg(feature = "plugin")]
 pub mod mail;
+#[cfg(feature = "daemon")]
+pub mod settings;
 #[cfg(feature = "plugin")]
 pub mod timeout;

@@ -2,4 +2,7 @@
 //! Dovecot name, so that they run in a test as under Dovecot's master.
 #![forbid(unsafe_code)]
 
+pub mod aggregator;
 pub mod daemon;
+
+pub mod replicator;

@@ -1,0 +1,15 @@
+/* What Dovecot's configuration process looks for in lib10_replication_settings.so. */
+#include "lib.h"
+#include "settings-parser.h"
+#include "settings.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+extern const char *replication_settings_version;
+extern const struct setting_parser_info *replication_settings_set_roots[];
+
+EXPORT const char *replication_settings_version = DOVECOT_ABI_VERSION;
+EXPORT const struct setting_parser_info *replication_settings_set_roots[] = {
+	&replication_setting_parser_info,
+	NULL
+};

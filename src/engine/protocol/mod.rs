@@ -1,0 +1,7 @@
+//! The line protocols between the services, as pure codecs: bytes in, plain data out.
+
+pub mod doveadm_server;
+pub mod line;
+pub mod replicator_doveadm;
+pub mod replicator_notify;
+pub mod userdb;

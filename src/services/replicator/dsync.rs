@@ -1,0 +1,425 @@
+//! The dsyncs that run: a connection to `doveadm-server` each, and the process behind it.
+//!
+//! A new connection per sync, as stock does: doveadm-server cannot take two. The process that serves it
+//! is known by the credentials that the kernel puts on its greeting; it is told to end when a sync is
+//! aborted, for closing the connection does not end it.
+
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use log::warn;
+use mio::Token;
+
+use super::socket::{Input, Socket};
+use super::{Peer, Replicator, Turn, process};
+use crate::engine::protocol::doveadm_server::{self, Code, DoveadmReader, Event, Reply};
+use crate::engine::protocol::replicator_doveadm;
+use crate::engine::protocol::replicator_notify::printable;
+use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
+use crate::engine::time::{Mono, Now};
+
+/// From the request to end to the force, and from there to giving up waiting.
+const KILL_AFTER: Duration = Duration::from_secs(2);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(4);
+
+/// A sync whose state is on its way from the store.
+pub(super) struct WaitingForState {
+    username: Vec<u8>,
+    target: Vec<u8>,
+    full: bool,
+}
+
+/// A dsync that runs.
+pub(super) struct Dsync {
+    sync: SyncId,
+    username: Vec<u8>,
+    sync_type: SyncType,
+    reader: DoveadmReader,
+    /// The command, until the server is ready for it.
+    command: Option<Vec<u8>>,
+    pid: Option<i32>,
+    io_bytes: u64,
+    last_error: String,
+    outcome: Option<SyncOutcome>,
+    aborting: Option<Aborting>,
+}
+
+struct Aborting {
+    next_step: Mono,
+    killed: bool,
+}
+
+impl Dsync {
+    fn status(&self) -> &'static str {
+        if !self.reader.is_handshaked() {
+            "Waiting for handshake"
+        } else if self.reader.is_state_received() {
+            "Waiting for dsync to finish (second line)"
+        } else {
+            "Waiting for dsync to finish"
+        }
+    }
+}
+
+impl Replicator {
+    pub(super) fn start_sync(
+        &mut self,
+        now: Now,
+        sync: SyncId,
+        username: Vec<u8>,
+        target: Vec<u8>,
+        full: bool,
+    ) {
+        let is_normal = self.engine.syncs().any(|status| {
+            status.sync_type == SyncType::Normal
+                && status.username == username
+                && status.target == target
+        });
+        let state = if is_normal {
+            Some(Vec::new())
+        } else {
+            match &mut self.store {
+                Some(store) => store.read_state(sync.0, &username, &target),
+                None => return,
+            }
+        };
+        let waiting = WaitingForState {
+            username,
+            target,
+            full,
+        };
+        self.most_syncs = self
+            .most_syncs
+            .max(self.syncs.len() + self.waiting_for_state.len() + 1);
+        match state {
+            Some(state) => self.connect_dsync(now, sync, waiting, &state),
+            None => {
+                self.waiting_for_state.insert(sync, waiting);
+            }
+        }
+    }
+
+    pub(super) fn connect_dsync(
+        &mut self,
+        now: Now,
+        sync: SyncId,
+        waiting: WaitingForState,
+        state: &[u8],
+    ) {
+        let WaitingForState {
+            username,
+            target,
+            full,
+        } = waiting;
+        let path = self
+            .settings
+            .socket_path(&self.settings.doveadm_socket_path);
+        let is_preauthenticated = *self.doveadm_preauthenticated.get_or_insert_with(|| {
+            std::fs::metadata(&path).is_ok_and(|socket| socket.mode() & 0o777 == 0o600)
+        });
+        let slot = self.free_slot();
+        let mut socket = match Socket::connect(&path, self.poll.registry(), Token(slot)) {
+            Ok(socket) => socket,
+            Err(reason) => {
+                self.free.push(slot);
+                self.doveadm_connect_failed = Some(now.mono);
+                self.doveadm_preauthenticated = None;
+                self.finish_sync(now, sync, SyncOutcome::NotStarted, &reason);
+                return;
+            }
+        };
+        self.doveadm_connect_failed = None;
+        socket.want_sender_pid();
+        let is_only_replica = !self.several_replicas.contains(&username);
+        let arguments = self
+            .settings
+            .dsync_arguments(&target, is_only_replica, full, state);
+        let mut command = Vec::with_capacity(128 + state.len());
+        doveadm_server::append_hello(&mut command);
+        if is_preauthenticated {
+            append_sync(&mut command, &username, &arguments);
+        }
+        socket.output().extend_from_slice(&command);
+        let command = if is_preauthenticated {
+            None
+        } else {
+            command.clear();
+            append_sync(&mut command, &username, &arguments);
+            Some(command)
+        };
+        let sync_type = match (full, state.is_empty()) {
+            (true, _) => SyncType::Full,
+            (false, true) => SyncType::Normal,
+            (false, false) => SyncType::Incremental,
+        };
+        let dsync = Dsync {
+            sync,
+            username,
+            sync_type,
+            reader: DoveadmReader::new(),
+            command,
+            pid: None,
+            io_bytes: 0,
+            last_error: String::new(),
+            outcome: None,
+            aborting: None,
+        };
+        self.syncs.insert(sync, slot);
+        self.put(slot, socket, Peer::Dsync(dsync));
+        self.unflushed.push(slot);
+    }
+
+    pub(super) fn serve_dsync(&mut self, now: Now, socket: &mut Socket, dsync: &mut Dsync) -> Turn {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let turn = loop {
+            let input = if dsync.pid.is_none() {
+                let (input, pid) = socket.read_with_sender(&mut buffer);
+                dsync.pid = pid;
+                input
+            } else {
+                socket.read(&mut buffer)
+            };
+            match input {
+                Input::Blocked => break Turn::Wait,
+                Input::Closed => break Turn::Close,
+                Input::Data(length) => {
+                    dsync.reader.push(buffer.get(..length).unwrap_or_default());
+                }
+            }
+            if let Some(turn) = self.take_dsync_events(socket, dsync) {
+                break turn;
+            }
+            self.engine.handle_sync_progress(now, dsync.sync);
+        };
+        self.buffer = buffer;
+        turn
+    }
+
+    fn take_dsync_events(&mut self, socket: &mut Socket, dsync: &mut Dsync) -> Option<Turn> {
+        loop {
+            match dsync.reader.next_event() {
+                Ok(None) => return None,
+                Ok(Some(Event::StateReceived)) => {}
+                Ok(Some(Event::Error(text))) => dsync.last_error = text,
+                Ok(Some(Event::Finished(reply))) => {
+                    dsync.outcome = Some(outcome_of(reply, &mut dsync.last_error));
+                    return Some(Turn::Close);
+                }
+                Ok(Some(Event::Ready)) => {
+                    if let Some(command) = dsync.command.take() {
+                        socket.output().extend_from_slice(&command);
+                        socket.flush();
+                    }
+                }
+                Ok(Some(Event::PasswordWanted)) => {
+                    self.doveadm_preauthenticated = Some(false);
+                    let password = self.settings.doveadm_password.as_bytes();
+                    if password.is_empty() {
+                        let path = self
+                            .settings
+                            .socket_path(&self.settings.doveadm_socket_path);
+                        dsync.last_error = format!(
+                            "{} wants a password: set doveadm_password, or give the socket mode=0600",
+                            path.display()
+                        );
+                        dsync.outcome = Some(SyncOutcome::NotStarted);
+                        return Some(Turn::Close);
+                    }
+                    doveadm_server::append_password(socket.output(), password);
+                    socket.flush();
+                }
+                Err(error) => {
+                    dsync.last_error = error.to_string();
+                    dsync.outcome = Some(if dsync.reader.is_handshaked() {
+                        SyncOutcome::Other("invalid input".into())
+                    } else {
+                        self.doveadm_preauthenticated = None;
+                        SyncOutcome::NotStarted
+                    });
+                    return Some(Turn::Close);
+                }
+            }
+        }
+    }
+
+    /// The connection is over: by its answer, by its end, or given up.
+    pub(super) fn finish_dsync(&mut self, now: Now, dsync: Dsync) {
+        let outcome = match dsync.outcome {
+            Some(outcome) => outcome,
+            None if dsync.aborting.is_some() => SyncOutcome::Timeout,
+            None if dsync.reader.is_handshaked() => SyncOutcome::Eof,
+            None => {
+                self.doveadm_preauthenticated = None;
+                SyncOutcome::NotStarted
+            }
+        };
+        let reason = if dsync.last_error.is_empty() && outcome == SyncOutcome::NotStarted {
+            "doveadm-server disconnected before its greeting".to_owned()
+        } else {
+            dsync.last_error
+        };
+        self.finish_sync(now, dsync.sync, outcome, &reason);
+    }
+
+    pub(super) fn abort_sync(&mut self, now: Now, sync: SyncId) {
+        if self.waiting_for_state.remove(&sync).is_some() {
+            self.finish_sync(now, sync, SyncOutcome::Timeout, "");
+            return;
+        }
+        let Some(&slot) = self.syncs.get(&sync) else {
+            return;
+        };
+        let Some(Peer::Dsync(dsync)) = self.connection(slot).map(|c| &mut c.peer) else {
+            return;
+        };
+        let is_ending = dsync.pid.is_some_and(|pid| process::end(pid, false));
+        let process = match dsync.pid.filter(|_| is_ending) {
+            Some(pid) => format!(" and its process {pid}"),
+            None => String::new(),
+        };
+        warn!(
+            "{}: dsync is not getting on, its connection{process} will be ended",
+            printable(&dsync.username)
+        );
+        dsync.aborting = Some(Aborting {
+            next_step: if is_ending {
+                now.mono + KILL_AFTER
+            } else {
+                now.mono
+            },
+            killed: !is_ending,
+        });
+        self.aborting.push(sync);
+    }
+
+    pub(super) fn next_abort_step(&self) -> Option<Mono> {
+        self.aborting
+            .iter()
+            .filter_map(|sync| {
+                match &self.connections.get(*self.syncs.get(sync)?)?.as_ref()?.peer {
+                    Peer::Dsync(dsync) => dsync.aborting.as_ref().map(|a| a.next_step),
+                    _ => None,
+                }
+            })
+            .min()
+    }
+
+    pub(super) fn continue_aborts(&mut self, now: Now) {
+        for sync in self.aborting.clone() {
+            let Some(&slot) = self.syncs.get(&sync) else {
+                continue;
+            };
+            let Some(Peer::Dsync(dsync)) = self.connection(slot).map(|c| &mut c.peer) else {
+                continue;
+            };
+            let pid = dsync.pid;
+            let Some(aborting) = dsync.aborting.as_mut() else {
+                continue;
+            };
+            if aborting.next_step > now.mono {
+                continue;
+            }
+            if !aborting.killed && pid.is_some_and(|pid| process::end(pid, true)) {
+                aborting.killed = true;
+                aborting.next_step = now.mono + (GIVE_UP_AFTER - KILL_AFTER);
+                continue;
+            }
+            if let Some(connection) = self.take(slot) {
+                self.close(now, slot, connection);
+                self.drive(now);
+            }
+        }
+    }
+
+    pub(super) fn progress_interval(&self) -> Duration {
+        let quarter = self.settings.replication_sync_deadline / 4;
+        quarter.clamp(Duration::from_secs(1), Duration::from_secs(60))
+    }
+
+    /// Tells the engine of the dsyncs whose processes have read or written since the last look.
+    pub(super) fn check_progress(&mut self, now: Now) {
+        let slots: Vec<usize> = self.syncs.values().copied().collect();
+        for slot in slots {
+            let Some(Peer::Dsync(dsync)) = self.connection(slot).map(|c| &mut c.peer) else {
+                continue;
+            };
+            let Some(bytes) = dsync.pid.and_then(process::io_bytes) else {
+                continue;
+            };
+            if std::mem::replace(&mut dsync.io_bytes, bytes) != bytes {
+                let sync = dsync.sync;
+                self.engine.handle_sync_progress(now, sync);
+            }
+        }
+    }
+
+    /// The lines of STATUS-DSYNC: the connections at work, then the idle ones that there have been.
+    pub(super) fn append_dsync_status(&self, now: Now, out: &mut Vec<u8>) {
+        let mut lines = 0;
+        for connection in self.connections.iter().flatten() {
+            if let Peer::Dsync(dsync) = &connection.peer {
+                let sync = Some((dsync.username.as_slice(), dsync.sync_type));
+                replicator_doveadm::append_dsync_status(out, sync, dsync.status());
+                lines += 1;
+            }
+        }
+        for waiting in self.waiting_for_state.values() {
+            let sync_type = if waiting.full {
+                SyncType::Full
+            } else {
+                SyncType::Incremental
+            };
+            let sync = Some((waiting.username.as_slice(), sync_type));
+            replicator_doveadm::append_dsync_status(out, sync, "Waiting for handshake");
+            lines += 1;
+        }
+        let idle = match self.doveadm_connect_failed {
+            None => "Not connected".to_owned(),
+            Some(at) => format!(
+                "Failed to connect to '{}' - last attempt {} secs ago",
+                self.settings.doveadm_socket_path.display(),
+                now.mono.since(at).as_secs()
+            ),
+        };
+        for _ in lines..self.most_syncs.min(self.engine.max_conns()) {
+            replicator_doveadm::append_dsync_status(out, None, &idle);
+        }
+    }
+}
+
+fn append_sync(out: &mut Vec<u8>, username: &[u8], arguments: &[Vec<u8>]) {
+    let arguments = arguments.iter().map(Vec::as_slice);
+    doveadm_server::append_command(out, username, "sync", arguments);
+}
+
+fn outcome_of(reply: Reply, last_error: &mut String) -> SyncOutcome {
+    let outcome = match reply.code {
+        Code::Ok => return SyncOutcome::Ok { state: reply.state },
+        Code::Changed => return SyncOutcome::Changed,
+        Code::NoUser => SyncOutcome::NoUser,
+        Code::NoReplicate => SyncOutcome::NoReplicate,
+        Code::NotFound => SyncOutcome::NotFound,
+        Code::NoPerm => SyncOutcome::NoPerm,
+        Code::TempFail => SyncOutcome::TempFail,
+        Code::Usage => SyncOutcome::Usage,
+        Code::Other(word) => SyncOutcome::Other(word),
+    };
+    let is_passing = matches!(outcome, SyncOutcome::TempFail | SyncOutcome::Other(_));
+    if is_passing && is_refused_state(last_error) {
+        return SyncOutcome::StateRefused;
+    }
+    if is_passing && is_unreachable(last_error) {
+        return SyncOutcome::PeerUnreachable;
+    }
+    outcome
+}
+
+/// dsync could not read the state that it was given.
+fn is_refused_state(error: &str) -> bool {
+    error.contains("Invalid state") || error.contains("state is invalid")
+}
+
+/// dsync never reached its peer.
+fn is_unreachable(error: &str) -> bool {
+    error.contains("connect(") && error.contains(") failed: ")
+}

@@ -1,0 +1,162 @@
+//! A non-blocking stream with the output that it has not taken yet.
+
+use std::io::{ErrorKind, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+
+use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+
+/// What a read brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    /// So many bytes.
+    Data(usize),
+    /// Nothing now.
+    Blocked,
+    /// The other side is gone.
+    Closed,
+}
+
+/// A stream, registered with the poll for both directions, edge-triggered.
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: UnixStream,
+    output: Vec<u8>,
+    sent: usize,
+    /// The kernel took less than it was given; it tells when it has room.
+    blocked: bool,
+    /// Nobody reads what is sent. What was received before may still be there to be read.
+    broken: bool,
+}
+
+impl Socket {
+    /// A connection to a socket of this path, before any byte of it is read.
+    pub(super) fn connect(path: &Path, registry: &Registry, token: Token) -> Result<Self, String> {
+        UnixStream::connect(path)
+            .and_then(|stream| Self::register(stream, registry, token))
+            .map_err(|error| {
+                let reason = match error.raw_os_error() {
+                    Some(errno) => rustix::io::Errno::from_raw_os_error(errno).to_string(),
+                    None => error.to_string(),
+                };
+                let reason = reason
+                    .split(" (os error")
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned();
+                format!("connect({}) failed: {reason}", path.display())
+            })
+    }
+
+    /// A connection that was accepted.
+    pub(super) fn accepted(
+        fd: OwnedFd,
+        registry: &Registry,
+        token: Token,
+    ) -> std::io::Result<Self> {
+        let stream = StdUnixStream::from(fd);
+        stream.set_nonblocking(true)?;
+        Self::register(UnixStream::from_std(stream), registry, token)
+    }
+
+    fn register(
+        mut stream: UnixStream,
+        registry: &Registry,
+        token: Token,
+    ) -> std::io::Result<Self> {
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Self {
+            stream,
+            output: Vec::new(),
+            sent: 0,
+            blocked: false,
+            broken: false,
+        })
+    }
+
+    /// Asks the kernel to tell which process the other side's bytes come from.
+    pub(super) fn want_sender_pid(&self) -> bool {
+        rustix::net::sockopt::set_socket_passcred(&self.stream, true).is_ok()
+    }
+
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Input {
+        loop {
+            match self.stream.read(buffer) {
+                Ok(0) => return Input::Closed,
+                Ok(length) => return Input::Data(length),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Input::Blocked,
+                Err(_) => return Input::Closed,
+            }
+        }
+    }
+
+    /// Reads, and tells the process that wrote the bytes if the kernel says it.
+    pub(super) fn read_with_sender(&mut self, buffer: &mut [u8]) -> (Input, Option<i32>) {
+        let mut space = [MaybeUninit::uninit(); 128];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        loop {
+            let mut slices = [std::io::IoSliceMut::new(buffer)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            match rustix::net::recvmsg(&self.stream, &mut slices, &mut ancillary, flags) {
+                Ok(message) => {
+                    let length = message.bytes;
+                    let pid = ancillary.drain().find_map(|message| match message {
+                        RecvAncillaryMessage::ScmCredentials(credentials) => {
+                            Some(credentials.pid.as_raw_pid())
+                        }
+                        _ => None,
+                    });
+                    let input = if length == 0 {
+                        Input::Closed
+                    } else {
+                        Input::Data(length)
+                    };
+                    return (input, pid);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return (Input::Blocked, None),
+                Err(_) => return (Input::Closed, None),
+            }
+        }
+    }
+
+    /// What is to be sent next; append to it, then [`Socket::flush`].
+    pub(super) fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.output
+    }
+
+    /// Bytes that the kernel has not taken.
+    pub(super) fn unsent(&self) -> usize {
+        self.output.len() - self.sent
+    }
+
+    pub(super) fn handle_writable(&mut self) {
+        self.blocked = false;
+    }
+
+    /// Sends what the kernel takes. False: nobody reads it, and it is dropped.
+    pub(super) fn flush(&mut self) -> bool {
+        while !self.blocked && !self.broken && self.unsent() > 0 {
+            let unsent = self.output.get(self.sent..).unwrap_or_default();
+            match self.stream.write(unsent) {
+                Ok(length) => self.sent += length,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.blocked = true,
+                Err(_) => self.broken = true,
+            }
+        }
+        if self.unsent() == 0 || self.broken {
+            self.output.clear();
+            self.sent = 0;
+        } else if self.sent > 64 * 1024 {
+            self.output.drain(..self.sent);
+            self.sent = 0;
+        }
+        !self.broken
+    }
+}
