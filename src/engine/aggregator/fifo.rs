@@ -95,6 +95,9 @@ mod tests {
     fn without_a_journal_nothing_is_taken_before_it_is_handed_on() {
         let mut head = FifoHead::default();
         head.handle_merged(b"a\tlow\n", 6);
-        assert_eq!((head.may_take(false, false), head.may_take(false, true)), (0, 6));
+        assert_eq!(
+            (head.may_take(false, false), head.may_take(false, true)),
+            (0, 6)
+        );
     }
 }

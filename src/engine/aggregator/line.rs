@@ -135,8 +135,14 @@ mod tests {
     #[test]
     fn lines_of_stock_writers_are_read_and_further_fields_ignored() {
         assert_eq!(parse_notification(b"u1\tlow"), user("u1", Priority::Low));
-        assert_eq!(parse_notification(b"u1\thigh\tguid"), user("u1", Priority::High));
-        assert_eq!(parse_notification(b"a\x01tb\tsync"), user("a\tb", Priority::Sync));
+        assert_eq!(
+            parse_notification(b"u1\thigh\tguid"),
+            user("u1", Priority::High)
+        );
+        assert_eq!(
+            parse_notification(b"a\x01tb\tsync"),
+            user("a\tb", Priority::Sync)
+        );
         assert_eq!(parse_notification(b""), Ok(None));
     }
 

@@ -125,7 +125,8 @@ impl Link {
         self.last_id = id;
         self.output.extend_from_slice(b"U\t");
         append_tabescaped(&mut self.output, username);
-        self.output.extend_from_slice(format!("\t{priority}\t{id}\n").as_bytes());
+        self.output
+            .extend_from_slice(format!("\t{priority}\t{id}\n").as_bytes());
         let end_offset = self.written.saturating_add(self.output.len() as u64);
         self.in_flight.push_back(Line {
             id,
@@ -153,7 +154,9 @@ impl Link {
         if !done(self.in_flight.front()?) {
             return None;
         }
-        self.in_flight.pop_front().map(|line| (line.username, line.id))
+        self.in_flight
+            .pop_front()
+            .map(|line| (line.username, line.id))
     }
 
     /// A line that was acknowledged up to `id`.
@@ -243,7 +246,10 @@ mod tests {
     #[test]
     fn replies_are_read() {
         for (line, reply) in [
-            (&b"VERSION\treplicator-notify\t1\t1"[..], Some(Reply::Version)),
+            (
+                &b"VERSION\treplicator-notify\t1\t1"[..],
+                Some(Reply::Version),
+            ),
             (b"VERSION\treplicator-notify\t2\t0", None),
             (b"VERSION\tother\t1\t1", None),
             (b"A\t17", Some(Reply::Acked(17))),
@@ -251,7 +257,10 @@ mod tests {
             (b"A", None),
             (b"+\t3", Some(Reply::Sync(3, Ok(())))),
             (b"-\t3", Some(Reply::Sync(3, Err(Vec::new())))),
-            (b"-\t3\tno\x01tway", Some(Reply::Sync(3, Err(b"no\tway".to_vec())))),
+            (
+                b"-\t3\tno\x01tway",
+                Some(Reply::Sync(3, Err(b"no\tway".to_vec()))),
+            ),
             (b"", None),
             (b"X\t1", None),
         ] {
@@ -267,7 +276,10 @@ mod tests {
         let mut replies = Vec::new();
         assert_eq!(link.handle_input(&reply(MAX_REPLY), &mut replies), Ok(()));
         assert_eq!(replies.len(), 1);
-        assert!(link.handle_input(&reply(MAX_REPLY + 1), &mut replies).is_err());
+        assert!(
+            link.handle_input(&reply(MAX_REPLY + 1), &mut replies)
+                .is_err()
+        );
     }
 
     #[test]

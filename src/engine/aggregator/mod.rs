@@ -12,7 +12,7 @@ pub mod link;
 pub mod table;
 
 #[cfg(test)]
-mod sim;
+mod simulation;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -346,7 +346,8 @@ impl Aggregator {
         self.refuse_waiters();
         if self.told_up {
             self.told_up = false;
-            self.events.push_back(Event::Disconnected(reason.to_owned()));
+            self.events
+                .push_back(Event::Disconnected(reason.to_owned()));
         }
     }
 
@@ -377,7 +378,8 @@ impl Aggregator {
     fn tell_up(&mut self, acknowledges: bool) {
         if !self.told_up {
             self.told_up = true;
-            self.events.push_back(Event::Connected(self.table.len(), acknowledges));
+            self.events
+                .push_back(Event::Connected(self.table.len(), acknowledges));
         }
     }
 

@@ -149,9 +149,7 @@ impl Table {
             (&self.low, Priority::Low),
         ]
         .into_iter()
-        .find_map(|(queue, priority)| {
-            queue.first_key_value().map(|(_, user)| (user, priority))
-        })
+        .find_map(|(queue, priority)| queue.first_key_value().map(|(_, user)| (user, priority)))
     }
 
     /// What is pending for the user was sent by line `id`.
@@ -202,18 +200,25 @@ impl Table {
     /// The key of a user who is in the table.
     #[must_use]
     pub fn key(&self, username: &[u8]) -> Option<Username> {
-        self.users.get_key_value(username).map(|(key, _)| Arc::clone(key))
+        self.users
+            .get_key_value(username)
+            .map(|(key, _)| Arc::clone(key))
     }
 
     /// All users with what a journal is to keep of them.
     pub fn journaled(&self) -> impl Iterator<Item = (&[u8], Priority)> {
-        self.users.iter().map(|(name, entry)| (&name[..], entry.journaled))
+        self.users
+            .iter()
+            .map(|(name, entry)| (&name[..], entry.journaled))
     }
 
     /// How many users are to be sent.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.low.len().saturating_add(self.high.len()).saturating_add(self.sync.len())
+        self.low
+            .len()
+            .saturating_add(self.high.len())
+            .saturating_add(self.sync.len())
     }
 }
 
@@ -222,7 +227,9 @@ mod tests {
     use super::*;
 
     fn next(table: &Table) -> Option<(String, Priority)> {
-        table.next().map(|(u, p)| (String::from_utf8_lossy(u).into_owned(), p))
+        table
+            .next()
+            .map(|(u, p)| (String::from_utf8_lossy(u).into_owned(), p))
     }
 
     #[test]
@@ -260,11 +267,17 @@ mod tests {
         assert!(table.put(b"u", Priority::High));
         let key = table.key(b"u").unwrap();
         table.handle_sent(&key, 1);
-        assert!(!table.put(b"u", Priority::Low), "the journal has it as high");
+        assert!(
+            !table.put(b"u", Priority::Low),
+            "the journal has it as high"
+        );
         assert!(!table.handle_acked(&key, 1));
         assert_eq!(next(&table), Some(("u".into(), Priority::Low)));
         table.handle_sent(&key, 2);
-        assert!(!table.handle_acked(&key, 1), "an old acknowledgement is not for line 2");
+        assert!(
+            !table.handle_acked(&key, 1),
+            "an old acknowledgement is not for line 2"
+        );
         assert!(table.handle_acked(&key, 2));
         assert!(table.is_empty());
         assert_eq!(table.name_bytes(), 0);

@@ -82,28 +82,24 @@ impl Fifo {
     /// # Errors
     /// As tee(2) and read(2).
     pub fn look(&mut self) -> io::Result<()> {
-        let seen = match rustix::pipe::tee(
-            &self.fd,
-            &self.look_in,
-            PIPE_SIZE,
-            SpliceFlags::NONBLOCK,
-        ) {
-            Ok(seen) => seen,
-            Err(Errno::AGAIN | Errno::INTR) => 0,
-            Err(e) => return Err(e.into()),
-        };
+        let seen =
+            match rustix::pipe::tee(&self.fd, &self.look_in, PIPE_SIZE, SpliceFlags::NONBLOCK) {
+                Ok(seen) => seen,
+                Err(Errno::AGAIN | Errno::INTR) => 0,
+                Err(e) => return Err(e.into()),
+            };
         self.visible = read_exactly(&self.look_out, seen)?;
         Ok(())
     }
 
     /// What was seen, and how far the engine came in it.
-    pub const fn seen(&mut self) -> (&mut FifoHead, &[u8]) {
+    pub fn seen(&mut self) -> (&mut FifoHead, &[u8]) {
         (&mut self.head, self.visible.as_slice())
     }
 
     /// How many bytes were seen last.
     #[must_use]
-    pub const fn visible_len(&self) -> usize {
+    pub fn visible_len(&self) -> usize {
         self.visible.len()
     }
 

@@ -456,10 +456,13 @@ impl Aggregator {
         self.connected = false;
         self.readable = false;
         self.writable = false;
-        let begun = self.target.connect(self.attempt).and_then(|(mut stream, there)| {
-            stream.register(self.poll.registry(), REPLICATOR)?;
-            Ok((stream, there))
-        });
+        let begun = self
+            .target
+            .connect(self.attempt)
+            .and_then(|(mut stream, there)| {
+                stream.register(self.poll.registry(), REPLICATOR)?;
+                Ok((stream, there))
+            });
         match begun {
             Ok((stream, there)) => {
                 self.stream = Some(stream);
@@ -542,7 +545,11 @@ impl Aggregator {
             match event {
                 Event::Connected(users, acknowledges) => log::info!(
                     "Replicator is there again, {users} users wait to be handed on{}",
-                    if acknowledges { "" } else { " (it did not say that it acknowledges)" }
+                    if acknowledges {
+                        ""
+                    } else {
+                        " (it did not say that it acknowledges)"
+                    }
                 ),
                 Event::Disconnected(reason) => log::warn!(
                     "{reason} - replicator is away, notifications are kept until it is back"

@@ -47,7 +47,10 @@ impl Target {
             Self::Unix(path) => path.display().to_string(),
             Self::Tcp(addresses) => {
                 let at = attempt.checked_rem(addresses.len()).unwrap_or_default();
-                addresses.get(at).map(ToString::to_string).unwrap_or_default()
+                addresses
+                    .get(at)
+                    .map(ToString::to_string)
+                    .unwrap_or_default()
             }
         }
     }
@@ -146,6 +149,9 @@ mod tests {
         let tcp = Target::resolve("127.0.0.1", 2001).unwrap();
         assert_eq!(tcp.name(7), "127.0.0.1:2001");
         let error = Target::resolve("", 1).unwrap_err().to_string();
-        assert!(error.starts_with("replicator_host: gethostbyname() failed:"), "{error}");
+        assert!(
+            error.starts_with("replicator_host: gethostbyname() failed:"),
+            "{error}"
+        );
     }
 }

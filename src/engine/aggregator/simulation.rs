@@ -160,7 +160,9 @@ impl World {
         };
         if process.engine.poll_connect(self.now) {
             if self.random.u8(..4) == 0 {
-                process.engine.handle_disconnected(self.now, "connect failed");
+                process
+                    .engine
+                    .handle_disconnected(self.now, "connect failed");
                 return;
             }
             process.engine.handle_connected(self.now);
@@ -202,7 +204,8 @@ impl World {
             let fields: Vec<&[u8]> = line.split(|&b| b == b'\t').collect();
             if fields[0] == b"VERSION" {
                 if peer.acknowledges {
-                    peer.to_us.extend_from_slice(b"VERSION\treplicator-notify\t1\t1\n");
+                    peer.to_us
+                        .extend_from_slice(b"VERSION\treplicator-notify\t1\t1\n");
                 }
                 continue;
             }
@@ -398,7 +401,13 @@ fn sent(engine: &mut Aggregator) -> String {
 #[test]
 fn notifications_are_merged_and_sent_by_priority_with_growing_ids() {
     let mut engine = Aggregator::default();
-    assert_eq!(merge(&mut engine, b"a\tlow\nb\thigh\na\tlow\nc\tlow\nc\tsync\nx\tl"), 32);
+    assert_eq!(
+        merge(
+            &mut engine,
+            b"a\tlow\nb\thigh\na\tlow\nc\tlow\nc\tsync\nx\tl"
+        ),
+        32
+    );
     up(&mut engine, Mono(0), true);
     assert_eq!(
         sent(&mut engine),
@@ -438,7 +447,9 @@ fn answers_reach_the_waiters_of_their_line_and_later_waiters_get_a_line_of_their
     assert!(sent(&mut engine).ends_with("\nU\tu\tsync\t1\n"));
     engine.handle_client_input(3, b"u\tsync\n");
     assert_eq!(sent(&mut engine), "U\tu\tsync\t2\n");
-    engine.handle_replicator_input(b"-\t1\tpeer is\x01naway\n").unwrap();
+    engine
+        .handle_replicator_input(b"-\t1\tpeer is\x01naway\n")
+        .unwrap();
     assert_eq!(engine.poll_answer(), Some((1, b"-peer is away\n".to_vec())));
     assert_eq!(engine.poll_answer(), Some((2, b"-peer is away\n".to_vec())));
     assert_eq!(engine.poll_answer(), None);
@@ -466,7 +477,10 @@ fn waiters_are_taken_up_to_their_maximum() {
     assert_eq!(engine.handle_client_input(1, &requests), requests.len());
     assert_eq!(engine.poll_answer(), None);
     engine.handle_client_input(1, b"u\tsync\n");
-    assert_eq!(engine.poll_answer(), Some((1, b"-Too many waiters\n".to_vec())));
+    assert_eq!(
+        engine.poll_answer(),
+        Some((1, b"-Too many waiters\n".to_vec()))
+    );
 }
 
 #[test]
@@ -486,7 +500,11 @@ fn garbage_is_one_report_a_minute_and_the_rest_goes_on() {
     );
     merge(&mut engine, b"nothing\nnothing\n");
     assert_eq!(engine.poll_event(Mono(59_999)), None);
-    assert_eq!(engine.next_timeout(), Some(Mono(0)), "the connect comes first");
+    assert_eq!(
+        engine.next_timeout(),
+        Some(Mono(0)),
+        "the connect comes first"
+    );
     assert_eq!(
         engine.poll_event(Mono(60_000)),
         Some(Event::BadInput(2, LineError::MissingField))
@@ -494,7 +512,10 @@ fn garbage_is_one_report_a_minute_and_the_rest_goes_on() {
     engine.handle_client_opened(1);
     engine.handle_client_input(1, b"nothing\nv\tlow\n");
     assert_eq!(engine.users(), 2);
-    assert_eq!(engine.poll_answer(), Some((1, b"-Invalid input\n".to_vec())));
+    assert_eq!(
+        engine.poll_answer(),
+        Some((1, b"-Invalid input\n".to_vec()))
+    );
 }
 
 #[test]
@@ -522,7 +543,10 @@ fn reconnects_come_after_growing_delays_and_one_event_tells_of_them() {
         now = at;
     }
     assert_eq!(delays, [100, 200, 400, 800, 1600, 2000, 2000]);
-    assert_eq!(engine.poll_event(now), Some(Event::Disconnected("refused".into())));
+    assert_eq!(
+        engine.poll_event(now),
+        Some(Event::Disconnected("refused".into()))
+    );
     merge(&mut engine, b"u\tlow\n");
     up(&mut engine, now, true);
     assert_eq!(engine.poll_event(now), Some(Event::Connected(1, true)));
