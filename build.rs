@@ -126,7 +126,7 @@ fn bind(header: &Path, host: &str, dovecot: &Dovecot) {
 }
 
 /// What each host's Rust names beyond its shim's own header.
-const ALLOWED: [(&str, &str); 15] = [
+const ALLOWED: [(&str, &str); 31] = [
     ("plugin", "notify_vfuncs"),
     ("plugin", "notify_register"),
     ("plugin", "notify_unregister"),
@@ -142,6 +142,22 @@ const ALLOWED: [(&str, &str); 15] = [
         "mailbox_transaction_flags_MAILBOX_TRANSACTION_FLAG_SYNC",
     ),
     ("plugin", "mail_index_transaction_change_.*"),
+    ("doveadm", "DOVECOT_ABI_VERSION"),
+    ("doveadm", "DOVEADM_EX_NOREPLICATE"),
+    ("doveadm", "module"),
+    ("doveadm", "doveadm_cmd_context"),
+    ("doveadm", "doveadm_mail_cmd_context"),
+    ("doveadm", "doveadm_cmd_param_str"),
+    ("doveadm", "doveadm_settings"),
+    ("doveadm", "doveadm_exit_code"),
+    ("doveadm", "doveadm_print"),
+    ("doveadm", "doveadm_print_init"),
+    ("doveadm", "doveadm_print_is_initialized"),
+    ("doveadm", "doveadm_print_header"),
+    ("doveadm", "doveadm_print_header_flags_.*"),
+    ("doveadm", "doveadm_client_type_.*"),
+    ("doveadm", "mail_storage_service_flags_.*"),
+    ("doveadm", "i_stream_get_fd"),
     ("plugin", "mail_transaction_commit_changes"),
     ("plugin", "DOVECOT_ABI_VERSION"),
     ("plugin", "mail"),

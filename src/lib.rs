@@ -4,6 +4,8 @@
 //! names the rooms and the arrows between them. `engine` is pure and always there; `host` and
 //! `plugin` are the only rooms that touch Dovecot, and the only ones with `unsafe`.
 
+pub mod cli;
+
 pub mod engine;
 
 #[cfg(feature = "services")]

@@ -9,6 +9,8 @@ pub mod daemon;
 pub mod guard;
 pub mod log;
 
+#[cfg(feature = "doveadm")]
+pub mod doveadm;
 #[cfg(feature = "plugin")]
 pub mod mail;
 #[cfg(feature = "daemon")]

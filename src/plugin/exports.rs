@@ -1,22 +1,24 @@
 //! Every symbol that Dovecot looks up by name, and no other.
 //!
 //! Source of the names: Dovecot, `src/lib/module-dir.c`: `lib20_replication_plugin.so` gives
-//! `replication_plugin_version`, `_dependencies`, `_init` and `_deinit`.
+//! `replication_plugin_version`, `_dependencies`, `_init` and `_deinit`, and `lib10_doveadm_replicator_plugin.so`
+//! the same of `doveadm_replicator_plugin`.
+
+/// A pointer that C reads.
+#[repr(transparent)]
+pub struct CPointer<T>(*const T);
+
+// SAFETY: the pointers are to constants; nobody writes through them.
+unsafe impl<T> Sync for CPointer<T> {}
 
 #[cfg(feature = "plugin")]
 mod mail_plugin {
     use std::ffi::c_char;
 
+    use super::CPointer;
     use crate::host::bindings as ffi;
     use crate::host::guard::guard;
     use crate::plugin::hooks;
-
-    /// A pointer that C reads.
-    #[repr(transparent)]
-    pub struct CPointer<T>(*const T);
-
-    // SAFETY: the pointers are to constants; nobody writes through them.
-    unsafe impl<T> Sync for CPointer<T> {}
 
     /// The ABI this plugin was built for; Dovecot compares it with its own.
     #[unsafe(no_mangle)]
@@ -39,5 +41,30 @@ mod mail_plugin {
     pub extern "C" fn replication_plugin_deinit() {
         guard("deinit", (), hooks::deinit);
         hooks::unhook();
+    }
+}
+
+#[cfg(feature = "doveadm")]
+mod doveadm_module {
+    use super::CPointer;
+    use crate::host::bindings as ffi;
+    use crate::host::guard::guard;
+    use crate::plugin::doveadm;
+
+    /// The ABI this module was built for; doveadm compares it with its own.
+    #[unsafe(no_mangle)]
+    pub static doveadm_replicator_plugin_version: CPointer<u8> =
+        CPointer(ffi::DOVECOT_ABI_VERSION.as_ptr().cast());
+
+    /// Called after loading.
+    #[unsafe(no_mangle)]
+    pub extern "C" fn doveadm_replicator_plugin_init(_module: *mut ffi::module) {
+        guard("init", (), doveadm::init);
+    }
+
+    /// Called before unloading.
+    #[unsafe(no_mangle)]
+    pub extern "C" fn doveadm_replicator_plugin_deinit() {
+        doveadm::deinit();
     }
 }

@@ -8,6 +8,8 @@ mod exports;
 
 #[cfg(feature = "plugin")]
 pub mod callbacks;
+#[cfg(feature = "doveadm")]
+mod doveadm;
 #[cfg(feature = "plugin")]
 mod fifo;
 #[cfg(feature = "plugin")]

@@ -2,6 +2,8 @@
 //!
 //! A body takes any bytes and panics where a parser breaks its promise.
 
+use dovecot_replication::cli::client::{LINE_BYTES_MAX, ask, request};
+use dovecot_replication::cli::{Kind, row, show};
 use dovecot_replication::engine::strescape::{append_tabescaped, split_tabescaped, tabunescape};
 use dovecot_replication::engine::{
     LINE_MAX_BYTES, Priority, REPLY_MAX_BYTES, SYNC_TIMEOUT_MAX, SyncReplyReader,
@@ -12,11 +14,12 @@ use dovecot_replication::engine::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("strescape", strescape),
     ("notification_line", notification),
     ("sync_timeout", sync_timeout),
     ("sync_reply", sync_reply),
+    ("replicator_answer", replicator_answer),
 ];
 
 /// Escaping is undone by unescaping, whatever the bytes, and leaves nothing that ends a field.
@@ -67,5 +70,29 @@ pub fn sync_reply(data: &[u8]) {
     }
     if data.len() < REPLY_MAX_BYTES {
         assert_eq!(whole, bytewise);
+    }
+}
+
+/// An answer of any bytes ends in rows of the right width or in an error that has an exit code.
+pub fn replicator_answer(data: &[u8]) {
+    let answer = [b"VERSION\treplicator-doveadm-server\t1\t0\n", data].concat();
+    let mut sent = Vec::new();
+    let result = ask(
+        answer.as_slice(),
+        &mut sent,
+        &request(&[b"SHOW", data]),
+        |fields| {
+            assert!(fields.iter().map(Vec::len).sum::<usize>() <= LINE_BYTES_MAX);
+            for (column, value) in show::COLUMNS.iter().zip(row(show::COLUMNS, fields)) {
+                let text = column.kind.for_people(&value, 1_700_000_000);
+                assert!(!text.is_empty());
+                assert!(column.kind != Kind::Flag || text.len() == 1);
+            }
+        },
+    );
+    assert_eq!(sent.iter().filter(|byte| **byte == b'\n').count(), 2);
+    if let Err(error) = result {
+        assert!((64..=78).contains(&error.exit_code()));
+        assert!(!error.to_string().is_empty());
     }
 }

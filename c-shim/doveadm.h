@@ -1,0 +1,40 @@
+#ifndef REPLICATION_DOVEADM_SHIM_H
+#define REPLICATION_DOVEADM_SHIM_H
+
+/* What the doveadm module needs of Dovecot that is a macro, an inline or takes varargs. No decisions here. */
+
+#include "lib.h"
+#include "array.h"
+#include "istream.h"
+#include "ostream.h"
+#include "log.h"
+#include "mail-user.h"
+#include "doveadm.h"
+#include "doveadm-mail.h"
+#include "doveadm-print.h"
+#include "doveadm-settings.h"
+
+struct iostream_private;
+
+typedef struct doveadm_mail_cmd_context *replication_mail_cmd_alloc_t(void);
+typedef void replication_stream_close_t(struct iostream_private *stream, bool close_parent);
+
+/* Puts "replicator show" and "replicator peers" among the commands. */
+void replication_doveadm_register(doveadm_command_ver2_t *show, doveadm_command_ver2_t *peers);
+
+/* Makes the mail command allocate its context by another function; gives the one it had, or NULL if there is no such
+   mail command. */
+replication_mail_cmd_alloc_t *
+replication_doveadm_replace_alloc(const char *name, replication_mail_cmd_alloc_t *alloc);
+
+/* Makes the stream close by another function; gives the one it had. */
+replication_stream_close_t *
+replication_doveadm_replace_close(struct ostream *stream, replication_stream_close_t *close);
+/* The same, from within a close function. */
+void replication_doveadm_restore_close(struct iostream_private *stream, replication_stream_close_t *close);
+
+const char *replication_doveadm_username(struct mail_user *user);
+/* Whether the user is marked noreplicate, globally or by userdb. */
+bool replication_doveadm_noreplicate(struct mail_storage_service_user *user);
+
+#endif

@@ -1,0 +1,297 @@
+//! The client's side of `replicator-doveadm`, over any byte stream.
+//!
+//! ```text
+//! C: VERSION\treplicator-doveadm-client\t1\t0      S: VERSION\treplicator-doveadm-server\t1\t<minor>
+//! C: SHOW\t<user>   or   PEERS                     S: a line per row, then a blank line; or -<reason>
+//! ```
+//! Fields are tab-escaped. A stock replicator ends the connection at a command that it does not know.
+
+use std::fmt;
+use std::io::{self, BufRead, Write};
+
+use crate::engine::strescape::{append_tabescaped, split_tabescaped, tabunescape};
+
+/// The longest line of an answer, in bytes without its LF.
+pub const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// The most rows of an answer. Nobody has that many replicas or peers; what goes on for ever is no answer.
+pub const ROWS_MAX: usize = 100_000;
+
+const HELLO: &[u8] = b"VERSION\treplicator-doveadm-client\t1\t0\n";
+
+const EX_NOUSER: i32 = 67;
+const EX_UNAVAILABLE: i32 = 69;
+const EX_TEMPFAIL: i32 = 75;
+const EX_PROTOCOL: i32 = 76;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum AnswerError {
+    /// The connection failed or timed out.
+    Io(io::Error),
+    /// The server greets as something else, or in another major version.
+    Incompatible,
+    /// The server hung up at the command, as a stock replicator does.
+    Unsupported,
+    /// The server hung up in the middle of the answer.
+    Disconnected,
+    /// The server refused, and why.
+    Refused(String),
+    /// More or longer lines than an answer may have.
+    TooMuch,
+}
+
+impl AnswerError {
+    /// What doveadm exits with (sysexits.h).
+    #[must_use]
+    pub const fn exit_code(&self) -> i32 {
+        match self {
+            Self::Io(_) | Self::Disconnected => EX_TEMPFAIL,
+            Self::Incompatible | Self::TooMuch => EX_PROTOCOL,
+            Self::Unsupported => EX_UNAVAILABLE,
+            Self::Refused(_) => EX_NOUSER,
+        }
+    }
+}
+
+impl fmt::Display for AnswerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(e) if is_timeout(e) => f.write_str("read() timed out"),
+            Self::Io(e) => write!(f, "read() failed: {}", errno_text(e)),
+            Self::Incompatible => f.write_str("not a compatible replicator-doveadm socket"),
+            Self::Unsupported => f.write_str(
+                "the replicator does not know this command (is it Dovecot's own replicator, or an older one?)",
+            ),
+            Self::Disconnected => f.write_str("Replicator disconnected unexpectedly"),
+            Self::Refused(reason) => write!(f, "Replicator failed: {reason}"),
+            Self::TooMuch => write!(
+                f,
+                "the answer has a line of over {LINE_BYTES_MAX} bytes or over {ROWS_MAX} lines"
+            ),
+        }
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+/// The error as strerror() has it, without the number that Rust adds.
+#[must_use]
+pub fn errno_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ") {
+        Some(end) => text.get(..end).unwrap_or_default().to_owned(),
+        None => text,
+    }
+}
+
+/// A line of these fields.
+#[must_use]
+pub fn request(fields: &[&[u8]]) -> Vec<u8> {
+    let mut line = Vec::new();
+    for (at, field) in fields.iter().enumerate() {
+        if at > 0 {
+            line.push(b'\t');
+        }
+        append_tabescaped(&mut line, field);
+    }
+    line.push(b'\n');
+    line
+}
+
+/// All that is sent to tell the replicator that the peer has synced the user: no flag, no state.
+#[must_use]
+pub fn notify_request(username: &[u8]) -> Vec<u8> {
+    [HELLO, &request(&[b"NOTIFY", username, b"", b""])].concat()
+}
+
+/// Asks, and gives each row of the answer to `each_row`.
+///
+/// # Errors
+///
+/// See [`AnswerError`]; rows may have been given before it.
+pub fn ask<S: BufRead>(
+    mut server: S,
+    mut send: impl Write,
+    request: &[u8],
+    mut each_row: impl FnMut(Vec<Vec<u8>>),
+) -> Result<(), AnswerError> {
+    send.write_all(HELLO).map_err(AnswerError::Io)?;
+    let greeting = match read_line(&mut server)? {
+        Some(line) => line,
+        None => return Err(AnswerError::Disconnected),
+    };
+    let mut words = greeting.split(|&b| b == b'\t');
+    let start = (words.next(), words.next(), words.next());
+    if start
+        != (
+            Some(b"VERSION".as_slice()),
+            Some(b"replicator-doveadm-server".as_slice()),
+            Some(b"1".as_slice()),
+        )
+    {
+        return Err(AnswerError::Incompatible);
+    }
+    send.write_all(request).map_err(AnswerError::Io)?;
+    for rows in 0..=ROWS_MAX {
+        let Some(line) = read_line(&mut server)? else {
+            return Err(if rows == 0 {
+                AnswerError::Unsupported
+            } else {
+                AnswerError::Disconnected
+            });
+        };
+        if line.is_empty() {
+            return Ok(());
+        }
+        if let Some(reason) = refusal(&line) {
+            return Err(AnswerError::Refused(reason));
+        }
+        if rows < ROWS_MAX {
+            each_row(split_tabescaped(&line).collect());
+        }
+    }
+    Err(AnswerError::TooMuch)
+}
+
+/// The reason of a `-<reason>` line. A row has several fields, even where its first begins with `-`.
+fn refusal(line: &[u8]) -> Option<String> {
+    let reason = line.strip_prefix(b"-")?;
+    (!reason.contains(&b'\t')).then(|| String::from_utf8_lossy(&tabunescape(reason)).into_owned())
+}
+
+/// The next line without its LF; `None` at the end, also in the middle of a line.
+fn read_line(server: &mut impl BufRead) -> Result<Option<Vec<u8>>, AnswerError> {
+    let mut line = Vec::new();
+    loop {
+        let available = match server.fill_buf() {
+            Ok(available) => available,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            // A server that hung up with our request unread resets the connection.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(e) => return Err(AnswerError::Io(e)),
+        };
+        if available.is_empty() {
+            return Ok(None);
+        }
+        let (part, used, whole) = match available.iter().position(|&b| b == b'\n') {
+            Some(end) => (available.get(..end), end + 1, true),
+            None => (Some(available), available.len(), false),
+        };
+        let part = part.unwrap_or_default();
+        if line.len() + part.len() > LINE_BYTES_MAX {
+            return Err(AnswerError::TooMuch);
+        }
+        line.extend_from_slice(part);
+        server.consume(used);
+        if whole {
+            return Ok(Some(line));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GREETING: &str = "VERSION\treplicator-doveadm-server\t1\t0\n";
+
+    type Row = Vec<Vec<u8>>;
+
+    fn ask_text(answer: &str) -> (Result<(), AnswerError>, Vec<Row>, Vec<u8>) {
+        let mut sent = Vec::new();
+        let mut rows = Vec::new();
+        let bytes = format!("{GREETING}{answer}");
+        let result = ask(
+            bytes.as_bytes(),
+            &mut sent,
+            &request(&[b"SHOW", b"u\t1"]),
+            |row| {
+                rows.push(row);
+            },
+        );
+        (result, rows, sent)
+    }
+
+    #[test]
+    fn rows_are_unescaped_up_to_the_blank_line() {
+        let (result, rows, sent) = ask_text("u\x01t1\t1\ttcp:a\n-u\tx\n\nlater\n");
+        assert!(result.is_ok());
+        assert_eq!(
+            rows,
+            [
+                vec![b"u\t1".to_vec(), b"1".to_vec(), b"tcp:a".to_vec()],
+                vec![b"-u".to_vec(), b"x".to_vec()]
+            ]
+        );
+        assert_eq!(
+            sent,
+            b"VERSION\treplicator-doveadm-client\t1\t0\nSHOW\tu\x01t1\n"
+        );
+        let (result, rows, _) = ask_text("\n");
+        assert!(result.is_ok() && rows.is_empty());
+    }
+
+    #[test]
+    fn each_failure_has_its_own_exit_code() {
+        for (answer, code) in [
+            ("", 69),
+            ("u\t1\n", 75),
+            ("u\t1", 69),
+            ("-User not found\n", 67),
+        ] {
+            assert_eq!(
+                ask_text(answer).0.unwrap_err().exit_code(),
+                code,
+                "{answer:?}"
+            );
+        }
+        for greeting in [
+            "VERSION\treplicator-doveadm-server\t2\t0\n",
+            "VERSION\treplicator-notify\t1\t0\n",
+            "+\n",
+        ] {
+            let result = ask(greeting.as_bytes(), io::sink(), b"PEERS\n", |_| {});
+            assert_eq!(result.unwrap_err().exit_code(), 76, "{greeting:?}");
+        }
+        let result = ask(&b""[..], io::sink(), b"PEERS\n", |_| {});
+        assert_eq!(result.unwrap_err().exit_code(), 75);
+    }
+
+    #[test]
+    fn lines_are_taken_at_the_limit_and_not_past_it() {
+        for (length, ok) in [(LINE_BYTES_MAX, true), (LINE_BYTES_MAX + 1, false)] {
+            let (result, _, _) = ask_text(&format!("{}\n\n", "x".repeat(length)));
+            assert_eq!(result.is_ok(), ok, "{length}");
+        }
+    }
+
+    #[test]
+    fn rows_are_taken_at_the_limit_and_not_past_it() {
+        for (count, ok) in [(ROWS_MAX, true), (ROWS_MAX + 1, false)] {
+            let (result, rows, _) = ask_text(&format!("{}\n", "u\t1\n".repeat(count)));
+            assert_eq!(result.is_ok(), ok, "{count}");
+            assert_eq!(rows.len(), ROWS_MAX);
+        }
+    }
+
+    #[test]
+    fn errors_read_as_dovecots() {
+        let error = io::Error::from_raw_os_error(111);
+        assert_eq!(errno_text(&error), "Connection refused");
+        assert_eq!(errno_text(&io::Error::other("x")), "x");
+    }
+
+    #[test]
+    fn notify_greets_and_carries_neither_flag_nor_state() {
+        assert_eq!(
+            notify_request(b"u\n"),
+            b"VERSION\treplicator-doveadm-client\t1\t0\nNOTIFY\tu\x01n\t\t\n"
+        );
+    }
+}
