@@ -112,9 +112,6 @@ fn replica_name(number: usize) -> String {
     }
 }
 
-/// How a boolean begins that is not yes, by the rules of 2.3's `mail_user_plugin_getenv_bool()`.
-const NO: [char; 5] = ['n', 'N', '0', 'f', 'F'];
-
 impl Settings {
     /// What of it the aggregator is told.
     #[must_use]
@@ -144,9 +141,7 @@ impl Settings {
             mail_replica: (1..=MAX_REPLICAS)
                 .map(|number| self.plugin(&replica_name(number)).unwrap_or_default())
                 .collect(),
-            noreplicate: self
-                .plugin("noreplicate")
-                .is_some_and(|value| !value.starts_with(NO)),
+            noreplicate: self.plugin("noreplicate"),
             replication_sync_deadline: self.replication_sync_deadline,
             replication_retry_min_interval: self.replication_retry_min_interval,
             replication_retry_max_interval: self.replication_retry_max_interval,

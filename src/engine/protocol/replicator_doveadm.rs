@@ -21,11 +21,12 @@
 //! C: SHOW\t<username>             S: per replica
 //!                                    <user>\t<replica number>\t<target>\t<priority>\t<pending since>\t<last fast>
 //!                                    \t<last full>\t<last success>\t<failures in a row>\t<reason>
-//!                                    \t<next sync secs>\t<0|1 syncing now>, blank line
+//!                                    \t<next sync secs>\t<0|1 syncing now>\t<activity>\t<waiting deliveries>,
+//!                                    blank line
 //!                                 or -User not found
 //! C: PEERS                        S: per peer
 //!                                    <target>\t<up|down|unknown>\t<since>\t<users waiting>\t<reason>
-//!                                    \t<next probe secs>, blank line
+//!                                    \t<next probe secs, or empty>\t<users>, blank line
 //! C: METRICS                      S: <name>\t<number> per counter, blank line
 //! ```
 

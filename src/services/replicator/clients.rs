@@ -17,7 +17,7 @@ use crate::engine::{Priority, replicator::Activity};
 /// Output of a listing that waits for its reader, in bytes; at this much no more is made.
 const MAX_LISTING_BYTES: usize = 64 * 1024;
 /// Users looked at in one turn of a listing.
-const LISTING_PAGE_USERS: usize = 512;
+const LISTING_PAGE_USERS: u32 = 512;
 /// A doveadm that reads nothing of its output for so long is cut off.
 const STUCK_CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -138,11 +138,8 @@ impl Replicator {
         if client.acknowledged && client.safe_line() > safe_before {
             replicator_notify::append_acknowledged(socket.output(), client.safe_line());
         }
-        if socket.flush() {
-            Turn::Again
-        } else {
-            Turn::Close
-        }
+        socket.flush();
+        Turn::Again
     }
 
     fn handle_notice(
@@ -281,9 +278,7 @@ impl Replicator {
             match client.reader.next_request() {
                 Ok(Some(request)) => {
                     self.handle_request(now, slot, socket, client, request);
-                    if !socket.flush() {
-                        return Turn::Close;
-                    }
+                    socket.flush();
                 }
                 Ok(None) => match socket.read(buffer) {
                     Input::Data(length) => {
@@ -345,6 +340,7 @@ impl Replicator {
                         since.as_bytes(),
                         waiting.as_bytes(),
                         peer.reason.as_bytes(),
+                        b"",
                         users.as_bytes(),
                     ];
                     protocol::append_fields(out, fields);
@@ -414,7 +410,8 @@ impl Replicator {
 
 fn append_details(out: &mut Vec<u8>, details: &UserDetails) {
     let waiters = details.waiters.to_string();
-    for replica in &details.replicas {
+    for (at, replica) in details.replicas.iter().enumerate() {
+        let replica_number = (at + 1).to_string();
         let number = |secs: UnixSecs| secs.0.to_string();
         let pending_since = replica.pending_since.unwrap_or_default();
         let activity = if details.left_out {
@@ -437,6 +434,7 @@ fn append_details(out: &mut Vec<u8>, details: &UserDetails) {
         let next = replica.next_sync_secs.to_string();
         let head = [
             details.username.as_slice(),
+            replica_number.as_bytes(),
             replica.target.as_slice(),
             replica.priority.as_str().as_bytes(),
         ];

@@ -7,12 +7,14 @@
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use log::warn;
 use mio::Token;
 
 use super::socket::{Input, Socket};
 use super::{Peer, Replicator, Turn, process};
 use crate::engine::protocol::doveadm_server::{self, Code, DoveadmReader, Event, Reply};
 use crate::engine::protocol::replicator_doveadm;
+use crate::engine::protocol::replicator_notify::printable;
 use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
 use crate::engine::time::{Mono, Now};
 
@@ -206,9 +208,7 @@ impl Replicator {
                 Ok(Some(Event::Ready)) => {
                     if let Some(command) = dsync.command.take() {
                         socket.output().extend_from_slice(&command);
-                        if !socket.flush() {
-                            return Some(Turn::Close);
-                        }
+                        socket.flush();
                     }
                 }
                 Ok(Some(Event::PasswordWanted)) => {
@@ -226,9 +226,7 @@ impl Replicator {
                         return Some(Turn::Close);
                     }
                     doveadm_server::append_password(socket.output(), password);
-                    if !socket.flush() {
-                        return Some(Turn::Close);
-                    }
+                    socket.flush();
                 }
                 Err(error) => {
                     dsync.last_error = error.to_string();
@@ -275,6 +273,14 @@ impl Replicator {
             return;
         };
         let is_ending = dsync.pid.is_some_and(|pid| process::end(pid, false));
+        let process = match dsync.pid.filter(|_| is_ending) {
+            Some(pid) => format!(" and its process {pid}"),
+            None => String::new(),
+        };
+        warn!(
+            "{}: dsync is not getting on, its connection{process} will be ended",
+            printable(&dsync.username)
+        );
         dsync.aborting = Some(Aborting {
             next_step: if is_ending {
                 now.mono + KILL_AFTER

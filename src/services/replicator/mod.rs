@@ -11,6 +11,8 @@ mod process;
 mod settings;
 mod socket;
 pub mod store;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod userdb;
 
@@ -292,15 +294,13 @@ impl Replicator {
         };
         connection.queued = false;
         let Connection { socket, peer, .. } = &mut connection;
-        let turn = if socket.flush() {
-            match peer {
-                Peer::Notify(client) => self.serve_notify(now, slot, socket, client),
-                Peer::Doveadm(client) => self.serve_doveadm(now, slot, socket, client),
-                Peer::Dsync(dsync) => self.serve_dsync(now, socket, dsync),
-                Peer::Userdb(userdb) => self.serve_userdb(now, socket, userdb),
-            }
-        } else {
-            Turn::Close
+        // One who reads no answer may have said something all the same: its end is found by reading.
+        socket.flush();
+        let turn = match peer {
+            Peer::Notify(client) => self.serve_notify(now, slot, socket, client),
+            Peer::Doveadm(client) => self.serve_doveadm(now, slot, socket, client),
+            Peer::Dsync(dsync) => self.serve_dsync(now, socket, dsync),
+            Peer::Userdb(userdb) => self.serve_userdb(now, socket, userdb),
         };
         match turn {
             Turn::Close => self.close(now, slot, connection),
@@ -353,13 +353,8 @@ impl Replicator {
             }
         }
         for slot in std::mem::take(&mut self.unflushed) {
-            let is_open = match self.connection(slot) {
-                Some(connection) => connection.socket.flush(),
-                None => continue,
-            };
-            if !is_open {
-                // Its turn finds the same and closes it.
-                self.queue(slot);
+            if let Some(connection) = self.connection(slot) {
+                connection.socket.flush();
             }
         }
     }

@@ -40,8 +40,8 @@ pub struct Settings {
     pub replication_max_conns: u32,
     /// The global values of `mail_replica`, `mail_replica2`, ... in this order; empty where one is not set.
     pub mail_replica: Vec<String>,
-    /// The global value of `noreplicate`.
-    pub noreplicate: bool,
+    /// The global value of `noreplicate`; `None`: not set.
+    pub noreplicate: Option<String>,
     /// `replication_sync_deadline`
     pub replication_sync_deadline: Duration,
     /// `replication_retry_min_interval`
@@ -69,7 +69,7 @@ impl Default for Settings {
             replication_full_sync_interval: Duration::from_secs(24 * 60 * 60),
             replication_max_conns: 10,
             mail_replica: Vec::new(),
-            noreplicate: false,
+            noreplicate: None,
             replication_sync_deadline: Duration::from_secs(600),
             replication_retry_min_interval: Duration::from_millis(500),
             replication_retry_max_interval: Duration::from_secs(300),
@@ -233,7 +233,9 @@ impl Settings {
                 targets.push(target);
             }
         }
-        let noreplicate = field("noreplicate").map_or(self.noreplicate, |value| is_yes(&value));
+        let global = self.noreplicate.clone().map(String::into_bytes);
+        let noreplicate = field("noreplicate").or(global);
+        let noreplicate = noreplicate.is_some_and(|value| is_yes(&value));
         (targets, noreplicate)
     }
 

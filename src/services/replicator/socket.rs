@@ -29,6 +29,8 @@ pub(super) struct Socket {
     sent: usize,
     /// The kernel took less than it was given; it tells when it has room.
     blocked: bool,
+    /// Nobody reads what is sent. What was received before may still be there to be read.
+    broken: bool,
 }
 
 impl Socket {
@@ -72,6 +74,7 @@ impl Socket {
             output: Vec::new(),
             sent: 0,
             blocked: false,
+            broken: false,
         })
     }
 
@@ -136,24 +139,24 @@ impl Socket {
         self.blocked = false;
     }
 
-    /// Sends what the kernel takes. False: the other side is gone.
+    /// Sends what the kernel takes. False: nobody reads it, and it is dropped.
     pub(super) fn flush(&mut self) -> bool {
-        while !self.blocked && self.unsent() > 0 {
+        while !self.blocked && !self.broken && self.unsent() > 0 {
             let unsent = self.output.get(self.sent..).unwrap_or_default();
             match self.stream.write(unsent) {
                 Ok(length) => self.sent += length,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.blocked = true,
-                Err(_) => return false,
+                Err(_) => self.broken = true,
             }
         }
-        if self.unsent() == 0 {
+        if self.unsent() == 0 || self.broken {
             self.output.clear();
             self.sent = 0;
         } else if self.sent > 64 * 1024 {
             self.output.drain(..self.sent);
             self.sent = 0;
         }
-        true
+        !self.broken
     }
 }

@@ -1205,7 +1205,7 @@ mod tests {
     }
 
     fn wait(store: &mut Store, mut done: impl FnMut(StoreEvent) -> bool) {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         while Instant::now() < end {
             store.handle_timeout(Mono(u64::MAX));
             match store.events.recv_timeout(Duration::from_millis(20)) {
@@ -1538,6 +1538,39 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&stock).unwrap(), content);
         std::fs::write(&stock, "u9\t0\t0\t0\t0\t0\t\t0\n").unwrap();
         assert_eq!(open(options(directory.path())).records.len(), 2);
+    }
+
+    /// `cargo test --release ... -- --ignored --nocapture measure_`
+    #[test]
+    #[ignore = "a measurement"]
+    fn measure_a_million_records() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut opened = open(options(directory.path()));
+        let count = 1_000_000;
+        let begun = Instant::now();
+        for seq in 1..=count {
+            let user = format!("user{seq:07}@example.com");
+            let change = StateChange::Set(b"AQAAAHm4+Jk=".to_vec());
+            opened.store.write(Mono(0), put(seq, record(&user), change));
+            while opened.store.events.try_recv().is_ok() {}
+        }
+        wait(
+            &mut opened.store,
+            |event| matches!(event, StoreEvent::Stored(seq) if seq == count),
+        );
+        println!("{count} records written in {:?}", begun.elapsed());
+        opened.store.close();
+        let begun = Instant::now();
+        let mut store = Store::open(options(directory.path()), || {}).unwrap();
+        let mut loaded = 0;
+        wait(&mut store, |event| match event {
+            StoreEvent::Loaded(records) => {
+                loaded += records.len();
+                false
+            }
+            event => matches!(event, StoreEvent::Ready(_)),
+        });
+        println!("{loaded} records loaded in {:?}", begun.elapsed());
     }
 
     #[test]
