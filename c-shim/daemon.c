@@ -116,7 +116,7 @@ int replication_shim_service_init(const char *name, int argc, char **argv)
 	return master_getopt(master_service) > 0 ? FATAL_DEFAULT : 0;
 }
 
-void replication_shim_service_settings(const char *const *modules,
+void replication_shim_service_settings(const char *module,
 				       struct replication_shim_settings *set_r)
 {
 	struct master_service_settings_input input;
@@ -125,7 +125,8 @@ void replication_shim_service_settings(const char *const *modules,
 
 	i_zero(&input);
 	input.roots = roots;
-	input.extra_modules = modules;
+	/* 2.3.13 cannot be asked for several modules */
+	input.module = module;
 	if (master_service_settings_read(master_service, &input, &output,
 					 &error) < 0)
 		i_fatal("Error reading configuration: %s", error);

@@ -38,9 +38,10 @@ struct replication_shim_callbacks {
 /* Starts the service; argv must live as long as the process. Nonzero: exit
    with it. It does not end when the master would have idle processes end. */
 int replication_shim_service_init(const char *name, int argc, char **argv);
-/* Reads the settings of these modules of Dovecot's (NULL-ended; the others keep
-   their defaults) and starts logging. Does not return on error. */
-void replication_shim_service_settings(const char *const *modules,
+/* Reads the settings of this module of Dovecot's (the others keep their
+   defaults), or all if it is NULL, and starts logging. Does not return on
+   error. */
+void replication_shim_service_settings(const char *module,
 				       struct replication_shim_settings *set_r);
 /* The value in plugin { }, or NULL. Valid until deinit. */
 const char *replication_shim_service_plugin_setting(const char *key);

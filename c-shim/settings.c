@@ -16,7 +16,7 @@ static const struct setting_define replication_setting_defines[] = {
 };
 
 static const struct replication_settings replication_default_settings = {
-	.replication_sync_deadline = 10,
+	.replication_sync_deadline = 10 * 60,
 	.replication_retry_min_interval = 500,
 	.replication_retry_max_interval = 5 * 60,
 	.replication_probe_timeout = 5 * 1000,

@@ -31,20 +31,20 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct Service {
     /// The name of the service in Dovecot's configuration.
     pub name: &'static CStr,
-    /// Whose settings it reads.
-    pub modules: &'static [&'static CStr],
+    /// Whose settings it reads; `None`: all. A process that drops privileges reads no secrets.
+    pub module: Option<&'static CStr>,
 }
 
 /// The service `aggregator`.
 pub const AGGREGATOR: Service = Service {
     name: c"aggregator",
-    modules: &[c"aggregator"],
+    module: Some(c"aggregator"),
 };
 
 /// The service `replicator`.
 pub const REPLICATOR: Service = Service {
     name: c"replicator",
-    modules: &[c"replicator", c"doveadm", c"mail", c"replication"],
+    module: None,
 };
 
 struct Running {
@@ -100,7 +100,7 @@ pub fn run<P, D: Daemon + 'static>(
         return ExitCode::from(FATAL_DEFAULT);
     }
     super::log::init(LevelFilter::Info);
-    let settings = settings::read(service.modules);
+    let settings = settings::read(service.module);
     let result = prepare(&settings).and_then(|prepared| {
         // SAFETY: the service was begun and is started once.
         unsafe { ffi::replication_shim_service_start() };

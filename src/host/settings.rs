@@ -7,9 +7,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::bindings as ffi;
+use super::daemon::dovecot_version;
+use crate::engine::protocol::replicator_doveadm::StatusLayout;
+use crate::engine::replicator::MAX_REPLICAS;
+use crate::services::aggregator;
+use crate::services::replicator::{self, DsyncDialect};
 
-/// All settings that the services know. A service that did not ask for a module of Dovecot's sees that
-/// module's defaults.
+/// All settings that the services know. A service that reads one module of Dovecot's sees the
+/// defaults of the others.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `base_dir`
@@ -63,17 +68,13 @@ fn msecs(value: u32) -> Duration {
     Duration::from_millis(value.into())
 }
 
-/// Reads the settings of these modules and starts logging. The process exits on an error, as
+/// Reads the settings of this module, or all, and starts logging. The process exits on an error, as
 /// Dovecot's services do. Called once, after the service was begun.
-pub(super) fn read(modules: &[&CStr]) -> Settings {
-    let modules: Vec<*const c_char> = modules
-        .iter()
-        .map(|name| name.as_ptr())
-        .chain([std::ptr::null()])
-        .collect();
+pub(super) fn read(module: Option<&CStr>) -> Settings {
+    let module = module.map_or(std::ptr::null(), CStr::as_ptr);
     let mut raw = std::mem::MaybeUninit::<ffi::replication_shim_settings>::zeroed();
-    // SAFETY: `modules` ends with NULL and lives through the call; `raw` has room for what is written.
-    unsafe { ffi::replication_shim_service_settings(modules.as_ptr(), raw.as_mut_ptr()) };
+    // SAFETY: `module` is NULL or a C string; `raw` has room for what is written.
+    unsafe { ffi::replication_shim_service_settings(module, raw.as_mut_ptr()) };
     // SAFETY: the call has filled it, and all zeros were a value as well.
     let raw = unsafe { raw.assume_init() };
     Settings {
@@ -103,8 +104,62 @@ fn owner() -> Option<(u32, u32)> {
     changes.then_some((uid, gid))
 }
 
+/// The name of a user's nth replica in `plugin { }` and in userdb.
+fn replica_name(number: usize) -> String {
+    match number {
+        1 => "mail_replica".to_owned(),
+        _ => format!("mail_replica{number}"),
+    }
+}
+
 impl Settings {
-    /// The value of `plugin { key = ... }`, if the module `mail` was asked for and it is set.
+    /// What of it the aggregator is told.
+    #[must_use]
+    pub fn aggregator(&self) -> aggregator::Config {
+        aggregator::Config {
+            state_dir: self.state_dir.clone(),
+            replicator_host: self.replicator_host.clone(),
+            replicator_port: self.replicator_port,
+            owner: self.owner,
+        }
+    }
+
+    /// What of it the replicator is told.
+    #[must_use]
+    pub fn replicator(&self) -> replicator::Settings {
+        let version = dovecot_version();
+        replicator::Settings {
+            base_dir: self.base_dir.clone(),
+            state_dir: self.state_dir.clone(),
+            auth_socket_path: self.auth_socket_path.clone(),
+            doveadm_socket_path: self.doveadm_socket_path.clone(),
+            doveadm_password: self.doveadm_password.clone(),
+            doveadm_port: self.doveadm_port,
+            replication_dsync_parameters: self.replication_dsync_parameters.clone(),
+            replication_full_sync_interval: self.replication_full_sync_interval,
+            replication_max_conns: self.replication_max_conns,
+            mail_replica: (1..=MAX_REPLICAS)
+                .map(|number| self.plugin(&replica_name(number)).unwrap_or_default())
+                .collect(),
+            noreplicate: self.plugin("noreplicate"),
+            replication_sync_deadline: self.replication_sync_deadline,
+            replication_retry_min_interval: self.replication_retry_min_interval,
+            replication_retry_max_interval: self.replication_retry_max_interval,
+            replication_probe_timeout: self.replication_probe_timeout,
+            status_layout: if version >= (2, 3, 20) {
+                StatusLayout::Seven
+            } else {
+                StatusLayout::Six
+            },
+            dsync_dialect: if version >= (2, 4, 0) {
+                DsyncDialect::V2_4
+            } else {
+                DsyncDialect::V2_3
+            },
+        }
+    }
+
+    /// The value of `plugin { key = ... }`, if all settings were read and it is set.
     #[must_use]
     pub fn plugin(&self, key: &str) -> Option<String> {
         let key = CString::new(key).ok()?;

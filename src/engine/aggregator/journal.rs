@@ -30,6 +30,7 @@ pub enum Record {
     Done(Vec<u8>),
 }
 
+#[expect(clippy::indexing_slicing, reason = "evaluated at compile time")]
 const fn crc_table() -> [u32; 256] {
     let mut table = [0u32; 256];
     let mut i = 0;

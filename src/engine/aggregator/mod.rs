@@ -12,7 +12,7 @@ pub mod link;
 pub mod table;
 
 #[cfg(test)]
-mod sim;
+mod simulation;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

@@ -93,13 +93,13 @@ impl Fifo {
     }
 
     /// What was seen, and how far the engine came in it.
-    pub const fn seen(&mut self) -> (&mut FifoHead, &[u8]) {
+    pub fn seen(&mut self) -> (&mut FifoHead, &[u8]) {
         (&mut self.head, self.visible.as_slice())
     }
 
     /// How many bytes were seen last.
     #[must_use]
-    pub const fn visible_len(&self) -> usize {
+    pub fn visible_len(&self) -> usize {
         self.visible.len()
     }
 

@@ -22,10 +22,19 @@ struct Host {
 
 impl Host {
     fn start(dir: &Path, state_dir: &Path) -> Self {
+        Self::start_with(
+            dir,
+            state_dir,
+            &dir.join("replicator").display().to_string(),
+            0,
+        )
+    }
+
+    fn start_with(dir: &Path, state_dir: &Path, host: &str, port: u16) -> Self {
         let config = Config {
             state_dir: state_dir.to_owned(),
-            replicator_host: dir.join("replicator").display().to_string(),
-            replicator_port: 0,
+            replicator_host: host.to_owned(),
+            replicator_port: port,
             owner: None,
         };
         let prepared = Prepared::open(&config).unwrap();
@@ -80,7 +89,10 @@ impl Host {
 
     fn accept(&mut self, listener: &UnixListener) -> BufReader<StdStream> {
         self.until_readable(listener.as_fd());
-        let stream = listener.accept().unwrap().0;
+        self.greet(listener.accept().unwrap().0)
+    }
+
+    fn greet(&mut self, stream: StdStream) -> BufReader<StdStream> {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut reader = BufReader::new(stream);
         assert_eq!(self.line(&mut reader), "VERSION\treplicator-notify\t1\t1\n");
@@ -203,4 +215,20 @@ fn fifo_takes_nothing_more_after_shutdown_and_what_it_held_is_in_the_journal() {
     let journal = std::fs::read_dir(dir).unwrap().next().unwrap().unwrap();
     let content = std::fs::read_to_string(journal.path()).unwrap();
     assert!(content.contains("\t+\ta\tlow\n"), "{content}");
+}
+
+#[test]
+fn replicator_on_another_host_is_reached_by_tcp_again_and_again() {
+    let (dir, state_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut host = Host::start_with(dir.path(), state_dir.path(), "127.0.0.1", port);
+    let writer = test_fifo(dir.path());
+    rustix::io::write(&writer, b"a\tlow\n").unwrap();
+    for _ in 0..2 {
+        host.until_readable(listener.as_fd());
+        let stream = OwnedFd::from(listener.accept().unwrap().0);
+        let mut replicator = host.greet(StdStream::from(stream));
+        assert_eq!(host.line(&mut replicator), "U\ta\tlow\t1\n");
+    }
 }
