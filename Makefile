@@ -45,6 +45,7 @@ help: ## List the verbs
 .PHONY: demo
 demo: setup ## Two nodes on loopback replicate real mail; KEEP=1 leaves them running
 	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory stage
 	@tests/demo/demo
 
 .PHONY: build
@@ -61,6 +62,15 @@ build: require-dovecot ## Build for the Dovecot at hand into build/<version>/
 		c-shim/settings.c c-shim/settings-module.c -o $(out)/lib10_replication_settings.so.new
 	@mv -f $(out)/lib10_replication_settings.so.new $(out)/lib10_replication_settings.so
 	@echo "built for Dovecot $(version): $(out)/"
+
+# What tests and demo mount over Dovecot's library directory: a copy of it with our files in it.
+.PHONY: stage
+stage: require-dovecot
+	@rm -rf $(out)/lib.new $(out)/destdir
+	@$(MAKE) --no-print-directory --silent install DESTDIR="$(CURDIR)/$(out)/destdir" >/dev/null
+	@cp -a "$(libexecdir)" $(out)/lib.new
+	@cp -a "$(out)/destdir$(libexecdir)/." $(out)/lib.new/
+	@rm -rf $(out)/lib $(out)/destdir && mv $(out)/lib.new $(out)/lib
 
 .PHONY: install
 install: require-dovecot ## Install what was built, diverting the distribution's files of the same names

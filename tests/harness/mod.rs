@@ -8,7 +8,9 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod client;
+pub mod compare;
 pub mod node;
+pub mod pair;
 pub mod ports;
 pub mod reader;
 pub mod run;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 pub use client::{Imap, Lmtp, Pop3, Sieve};
 pub use libtest_mimic::Failed;
 pub use node::{Node, User};
+pub use pair::Pair;
 pub use reader::{Line, Reader, Reply, Via};
 pub use target::{Implementation, Target};
 

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// The uid and gid of all mail: no user of any system has it.
 pub const VMAIL: u32 = 5_000;
+/// The system's user that owns mail where a service must name one, and its uid on every Debian.
+pub const MAIL_USER: (&str, u32) = ("mail", 8);
 /// Every test user's password.
 pub const PASSWORD: &str = "secret";
 /// A `mail_replica` that nothing in these tests connects to.
@@ -56,11 +58,11 @@ impl User {
         self
     }
 
-    fn line(&self, inside: &Path) -> String {
+    fn line(&self, inside: &Path, uid: u32) -> String {
         let name = &self.name;
         let home = inside.join("mail").join(name);
         let (home, fields) = (home.display(), self.fields.trim_start());
-        format!("{name}:{{PLAIN}}{PASSWORD}:{VMAIL}:{VMAIL}::{home}::{fields}\n")
+        format!("{name}:{{PLAIN}}{PASSWORD}:{uid}:{uid}::{home}::{fields}\n")
     }
 }
 
@@ -75,6 +77,8 @@ pub struct Builder<'a> {
     socket: bool,
     valgrind: bool,
     lenient: bool,
+    services: bool,
+    hostname: &'a str,
 }
 
 impl<'a> Builder<'a> {
@@ -111,6 +115,20 @@ impl<'a> Builder<'a> {
     #[must_use]
     pub fn without_socket(mut self) -> Self {
         self.socket = false;
+        self
+    }
+
+    /// The target's own aggregator and replicator run, as dovecot.conf has them; there is no reader.
+    #[must_use]
+    pub fn services(mut self) -> Self {
+        self.services = true;
+        self.without_fifo().without_socket()
+    }
+
+    /// The host name that Dovecot sees.
+    #[must_use]
+    pub fn hostname(mut self, hostname: &'a str) -> Self {
+        self.hostname = hostname;
         self
     }
 
@@ -163,6 +181,7 @@ pub struct Node {
     pub reader: Reader,
     dir: Option<tempfile::TempDir>,
     inside: PathBuf,
+    hostname: String,
     master: Option<Child>,
     imap: Port,
     lmtp: Port,
@@ -187,6 +206,8 @@ impl Node {
             socket: true,
             valgrind: false,
             lenient: false,
+            services: false,
+            hostname: "test-node",
         }
     }
 
@@ -205,15 +226,18 @@ impl Node {
             fs::create_dir(dir.path().join(sub))?;
             fs::set_permissions(dir.path().join(sub), fs::Permissions::from_mode(mode))?;
         }
+        let uid = if builder.services { MAIL_USER.1 } else { VMAIL };
         for sub in ["mail", "shared"] {
             fs::create_dir(dir.path().join(sub))?;
-            chown(dir.path().join(sub), Some(VMAIL), Some(VMAIL))?;
+            chown(dir.path().join(sub), Some(uid), Some(uid))?;
         }
-        link_modules(&target, &dir.path().join("modules"))?;
+        if target.lib.is_none() {
+            link_modules(&target, &dir.path().join("modules"))?;
+        }
         let lines: String = builder
             .users
             .iter()
-            .map(|user| user.line(&inside))
+            .map(|user| user.line(&inside, uid))
             .collect();
         fs::write(dir.path().join("users"), lines)?;
 
@@ -222,6 +246,7 @@ impl Node {
             reader,
             dir: Some(dir),
             inside,
+            hostname: builder.hostname.to_owned(),
             master: None,
             imap: Port::take()?,
             lmtp: Port::take()?,
@@ -289,6 +314,11 @@ impl Node {
         } else {
             String::new()
         };
+        let modules = match self.target.lib {
+            None => format!("mail_plugin_dir = {dir}/modules"),
+            Some(_) => String::new(),
+        };
+        let aggregator = if builder.services { "" } else { NO_AGGREGATOR };
         let extra = &builder.extra;
         format!(
             "\
@@ -296,7 +326,7 @@ base_dir = {dir}/run
 state_dir = {dir}/state
 instance_name = {name}
 log_path = {dir}/log
-mail_plugin_dir = {dir}/modules
+{modules}
 protocols = imap lmtp pop3 sieve
 listen = 127.0.0.1
 ssl = no
@@ -306,6 +336,7 @@ default_client_limit = 250
 default_vsz_limit = 0
 auth_worker_max_count = 1
 mail_fsync = never
+first_valid_uid = 8
 mail_location = maildir:~/Maildir
 mail_plugins = {plugins}
 imap_metadata = yes
@@ -322,14 +353,7 @@ userdb {{
   driver = passwd-file
   args = username_format=%u {dir}/users
 }}
-service aggregator {{
-  fifo_listener replication-notify-fifo {{
-    mode = 0
-  }}
-  unix_listener replication-notify {{
-    mode = 0
-  }}
-}}
+{aggregator}
 service imap {{
   {executable}
 }}
@@ -412,9 +436,32 @@ plugin {{
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.target.command(program);
-        let name = self.inside.file_name().unwrap_or_default();
-        command.env("DOVECOT_HOSTNAME", name);
+        command.env("DOVECOT_HOSTNAME", &self.hostname);
         command
+    }
+
+    /// Waits until the user's INBOX (Maildir) holds `count` mails, without opening it.
+    ///
+    /// # Errors
+    /// When they do not come.
+    pub fn wait_mails(&self, user: &str, count: usize) -> Outcome {
+        let inbox = self.path("mail").join(user).join("Maildir");
+        wait_for(&format!("{count} mails of {user}"), PATIENCE, || {
+            let files = |sub| fs::read_dir(inbox.join(sub)).map_or(0, Iterator::count);
+            Ok((files("new") + files("cur") >= count).then_some(()))
+        })
+    }
+
+    /// The port of IMAP on 127.0.0.1.
+    #[must_use]
+    pub fn imap_port(&self) -> u16 {
+        self.imap.number()
+    }
+
+    /// The port of LMTP on 127.0.0.1.
+    #[must_use]
+    pub fn lmtp_port(&self) -> u16 {
+        self.lmtp.number()
     }
 
     /// An IMAP session of `user`, logged in.
@@ -668,7 +715,8 @@ plugin {{
             return Ok(());
         };
         if let Some(pid) = i32::try_from(master.id()).ok().and_then(Pid::from_raw) {
-            kill_process(pid, Signal::TERM)?;
+            // It may have ended by itself; its log says why.
+            let _gone = kill_process(pid, Signal::TERM);
         }
         let ended = wait_for("the master's end", PATIENCE, || Ok(master.try_wait()?));
         if ended.is_err() {
@@ -703,6 +751,18 @@ plugin {{
         })
     }
 
+    /// Leaves it running for an admin to look around, who stops it by the pid that is returned.
+    ///
+    /// # Errors
+    /// When it has been stopped already.
+    pub fn leave_running(mut self) -> Outcome<u32> {
+        let pid = self.master.take().ok_or("stopped already")?.id();
+        if let Some(dir) = self.dir.take() {
+            let _kept = dir.keep();
+        }
+        Ok(pid)
+    }
+
     /// The lines of the log that nobody expected, and the expectations that were not met.
     #[must_use]
     pub fn wrong_lines(&self) -> Vec<String> {
@@ -734,6 +794,18 @@ impl Drop for Node {
         }
     }
 }
+
+/// The reader takes the aggregator's place.
+const NO_AGGREGATOR: &str = "\
+service aggregator {
+  fifo_listener replication-notify-fifo {
+    mode = 0
+  }
+  unix_listener replication-notify {
+    mode = 0
+  }
+}
+";
 
 const BAD: [&str; 6] = [
     "Warning: ",

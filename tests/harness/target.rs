@@ -49,6 +49,8 @@ pub struct Target {
     pub implementation: Implementation,
     /// Our plugin's file; `None` for stock's.
     pub plugin: Option<PathBuf>,
+    /// Dovecot's library directory with all our files in it, for nodes that run our daemons.
+    pub lib: Option<PathBuf>,
     /// Why the target cannot be run.
     pub missing: Option<String>,
 }
@@ -75,6 +77,7 @@ impl Target {
                     root: root.clone(),
                     implementation,
                     plugin: None,
+                    lib: None,
                     missing: missing.clone(),
                 };
                 if implementation == Implementation::Ours {
@@ -88,6 +91,23 @@ impl Target {
                 }
                 targets.push(target);
             }
+        }
+        targets
+    }
+
+    /// The targets whose daemons run too: ours as `make stage` laid it out, stock's as installed.
+    #[must_use]
+    pub fn all_staged() -> Vec<Target> {
+        let mut targets = Self::all();
+        for target in targets.iter_mut().filter(|target| target.is_ours()) {
+            let lib = top().join("build").join(&target.version).join("lib");
+            if !lib.is_dir() {
+                target
+                    .missing
+                    .get_or_insert(format!("no {}", lib.display()));
+            }
+            target.plugin = None;
+            target.lib = Some(lib);
         }
         targets
     }
@@ -116,11 +136,16 @@ impl Target {
     /// The command that runs `program` in the target, with an environment of nothing but a PATH.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
-        let mut command = match &self.root {
-            None => Command::new(program),
-            Some(root) => {
+        let mut command = match (&self.root, &self.lib) {
+            (None, None) => Command::new(program),
+            (Some(root), None) => {
                 let mut command = Command::new("chroot");
                 command.arg(root).arg(program);
+                command
+            }
+            (root, Some(lib)) => {
+                let mut command = Command::new(top().join("tests/roots/with-ours"));
+                command.arg(lib).args(root).arg("--").arg(program);
                 command
             }
         };
