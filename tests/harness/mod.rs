@@ -9,6 +9,7 @@
 
 pub mod client;
 pub mod compare;
+pub mod fake_doveadm;
 pub mod node;
 pub mod pair;
 pub mod ports;
@@ -19,6 +20,7 @@ pub mod target;
 use std::time::{Duration, Instant};
 
 pub use client::{Imap, Lmtp, Pop3, Sieve};
+pub use fake_doveadm::FakeDoveadm;
 pub use libtest_mimic::Failed;
 pub use node::{Node, User};
 pub use pair::Pair;

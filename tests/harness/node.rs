@@ -191,6 +191,7 @@ pub struct Node {
     expected: Mutex<Vec<String>>,
     users: Vec<String>,
     lenient: bool,
+    tolerated: Mutex<Vec<String>>,
 }
 
 impl Node {
@@ -256,18 +257,11 @@ impl Node {
             expected: Mutex::default(),
             users: builder.users.iter().map(|user| user.name.clone()).collect(),
             lenient: builder.lenient,
+            tolerated: Mutex::default(),
             target,
         };
         fs::write(node.path("dovecot.conf"), node.dovecot_conf(&builder))?;
-        let master = node
-            .command("dovecot")
-            .args(["-F", "-c"])
-            .arg(node.inside.join("dovecot.conf"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(node.path("stderr"))?)
-            .spawn()?;
-        node.master = Some(master);
+        node.master = Some(node.spawn()?);
         node.wait_ready()?;
         if builder.fifo {
             node.reader.create_fifo()?;
@@ -276,6 +270,22 @@ impl Node {
             node.reader.create_socket()?;
         }
         Ok(node)
+    }
+
+    fn spawn(&self) -> Outcome<Child> {
+        let stderr = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("stderr"))?;
+        let mut command = self.command("dovecot");
+        command
+            .args(["-F", "-c"])
+            .arg(self.inside.join("dovecot.conf"));
+        Ok(command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()?)
     }
 
     fn wait_ready(&mut self) -> Outcome {
@@ -440,16 +450,43 @@ plugin {{
         command
     }
 
+    /// How many mails the user's INBOX (Maildir) holds, without opening it.
+    #[must_use]
+    pub fn mails(&self, user: &str) -> usize {
+        let inbox = self.path("mail").join(user).join("Maildir");
+        let files = |sub| fs::read_dir(inbox.join(sub)).map_or(0, Iterator::count);
+        files("new") + files("cur")
+    }
+
     /// Waits until the user's INBOX (Maildir) holds `count` mails, without opening it.
     ///
     /// # Errors
     /// When they do not come.
     pub fn wait_mails(&self, user: &str, count: usize) -> Outcome {
-        let inbox = self.path("mail").join(user).join("Maildir");
         wait_for(&format!("{count} mails of {user}"), PATIENCE, || {
-            let files = |sub| fs::read_dir(inbox.join(sub)).map_or(0, Iterator::count);
-            Ok((files("new") + files("cur") >= count).then_some(()))
+            Ok((self.mails(user) >= count).then_some(()))
         })
+    }
+
+    /// Stops it; what it has stays, and [`Node::restart`] starts it again.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop(&mut self) -> Outcome {
+        let mut master = self.master.take().ok_or("stopped already")?;
+        let pid = i32::try_from(master.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.ok_or("no pid")?, Signal::TERM)?;
+        wait_for("the master's end", PATIENCE, || Ok(master.try_wait()?))?;
+        Ok(())
+    }
+
+    /// Starts it again after [`Node::stop`].
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self) -> Outcome {
+        self.master = Some(self.spawn()?);
+        self.wait_ready()
     }
 
     /// The port of IMAP on 127.0.0.1.
@@ -601,6 +638,11 @@ plugin {{
     /// An error or a warning with `text` is what the test is about; it must come.
     pub fn expect_log(&self, text: &str) {
         Self::lock(&self.expected).push(text.to_owned());
+    }
+
+    /// An error or a warning with `text` may come, depending on when a fault hits.
+    pub fn tolerate_log(&self, text: &str) {
+        Self::lock(&self.tolerated).push(text.to_owned());
     }
 
     /// Waits until the processes that served `user`'s logins so far are gone, and with them all
@@ -767,10 +809,17 @@ plugin {{
     #[must_use]
     pub fn wrong_lines(&self) -> Vec<String> {
         let expected = Self::lock(&self.expected);
+        let tolerated = Self::lock(&self.tolerated);
+        let known = |line: &str| {
+            expected
+                .iter()
+                .chain(tolerated.iter())
+                .any(|text| line.contains(text))
+        };
         let log = self.log();
         let mut wrong: Vec<String> = log
             .lines()
-            .filter(|line| is_bad(line) && !expected.iter().any(|text| line.contains(text)))
+            .filter(|line| is_bad(line) && !known(line))
             .map(str::to_owned)
             .collect();
         for text in expected.iter() {
@@ -785,12 +834,7 @@ plugin {{
 impl Drop for Node {
     fn drop(&mut self) {
         if let Err(failed) = self.stop_and_look() {
-            let message = failed.message().unwrap_or("?");
-            if std::thread::panicking() {
-                eprintln!("{message}");
-            } else {
-                panic!("{message}");
-            }
+            super::run::report(failed.message().unwrap_or("?").to_owned());
         }
     }
 }

@@ -3,15 +3,40 @@
 use super::{Failed, Node, Outcome, Target};
 use libtest_mimic::{Arguments, Trial};
 use rustix::process::{Resource, Rlimit, setrlimit};
+use std::cell::RefCell;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A trial of `target`; where the target is missing it is skipped, with the reason in its line.
 pub fn trial(target: &Target, name: &str, run: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
-    let trial = Trial::test(format!("{}/{name}", target.name()), run);
+    let trial = Trial::test(format!("{}/{name}", target.name()), || judged(run));
     match &target.missing {
         None => trial,
         Some(missing) => trial.with_kind(missing.clone()).with_ignored_flag(true),
+    }
+}
+
+thread_local! {
+    static WRONG: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Something was wrong with a node that its trial did not finish: the trial fails.
+pub fn report(wrong: String) {
+    WRONG.with_borrow_mut(|all| all.push(wrong));
+}
+
+/// What `run` ends in, and what was wrong with the nodes that it dropped.
+///
+/// # Errors
+/// Either, or both in one message.
+pub fn judged(run: impl FnOnce() -> Outcome) -> Outcome {
+    WRONG.take();
+    let outcome = run();
+    let wrong = WRONG.take().join("\n");
+    match outcome {
+        Ok(()) if wrong.is_empty() => Ok(()),
+        Ok(()) => Err(wrong.into()),
+        Err(failed) => Err(format!("{}\n{wrong}", failed.message().unwrap_or("?")).into()),
     }
 }
 
