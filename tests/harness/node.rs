@@ -335,6 +335,7 @@ impl Node {
 base_dir = {dir}/run
 state_dir = {dir}/state
 instance_name = {name}
+import_environment = $import_environment DOVECOT_HOSTNAME
 log_path = {dir}/log
 {modules}
 protocols = imap lmtp pop3 sieve
