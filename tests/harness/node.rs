@@ -10,6 +10,7 @@ use super::reader::{Line, Reader};
 use super::target::{PLUGIN, Target};
 use super::{Outcome, PATIENCE, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -189,6 +190,7 @@ pub struct Node {
     sieve: Port,
     messages: Mutex<String>,
     expected: Mutex<Vec<String>>,
+    logins: Mutex<HashMap<String, usize>>,
     users: Vec<String>,
     lenient: bool,
     tolerated: Mutex<Vec<String>>,
@@ -255,6 +257,7 @@ impl Node {
             sieve: Port::take()?,
             messages: Mutex::default(),
             expected: Mutex::default(),
+            logins: Mutex::default(),
             users: builder.users.iter().map(|user| user.name.clone()).collect(),
             lenient: builder.lenient,
             tolerated: Mutex::default(),
@@ -509,6 +512,7 @@ plugin {{
     pub fn imap(&self, user: &str) -> Outcome<Imap> {
         let mut imap = Imap::connect(self.imap.number())?;
         imap.ok(&format!("LOGIN {user} {PASSWORD}"))?;
+        self.logged_in(user);
         Ok(imap)
     }
 
@@ -525,7 +529,9 @@ plugin {{
     /// # Errors
     /// When the login fails.
     pub fn pop3(&self, user: &str) -> Outcome<Pop3> {
-        Pop3::login(self.pop3.number(), user, PASSWORD)
+        let pop3 = Pop3::login(self.pop3.number(), user, PASSWORD)?;
+        self.logged_in(user);
+        Ok(pop3)
     }
 
     /// A ManageSieve session of `user`.
@@ -533,7 +539,9 @@ plugin {{
     /// # Errors
     /// When the login fails.
     pub fn sieve(&self, user: &str) -> Outcome<Sieve> {
-        Sieve::login(self.sieve.number(), user, PASSWORD)
+        let sieve = Sieve::login(self.sieve.number(), user, PASSWORD)?;
+        self.logged_in(user);
+        Ok(sieve)
     }
 
     /// Runs `doveadm` and fails unless it ends with 0. What it says is looked at as the log is.
@@ -684,20 +692,18 @@ plugin {{
         Ok(pids.filter_map(|pid| pid.parse().ok()).collect())
     }
 
+    fn logged_in(&self, user: &str) {
+        *Self::lock(&self.logins).entry(user.to_owned()).or_default() += 1;
+    }
+
     /// The pids of the processes that `user`'s logins were handed to, in their order.
     ///
     /// # Errors
-    /// When no login is in the log.
+    /// When not all logins are in the log.
     pub fn session_pids(&self, user: &str) -> Outcome<Vec<i32>> {
-        self.session_pids_after(user, 1)
-    }
-
-    /// As [`Self::session_pids`], once there have been `logins`.
-    ///
-    /// # Errors
-    /// When they are not in the log.
-    pub fn session_pids_after(&self, user: &str, logins: usize) -> Outcome<Vec<i32>> {
-        wait_for(&format!("login {logins} of {user}"), PATIENCE, || {
+        // The log may be behind the clients.
+        let logins = Self::lock(&self.logins).get(user).copied().unwrap_or(0);
+        wait_for(&format!("{logins} logins of {user}"), PATIENCE, || {
             let lines = self.log_lines(&format!("Login: user=<{user}>"));
             let pids: Vec<i32> = lines
                 .iter()
