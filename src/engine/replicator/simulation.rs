@@ -91,7 +91,13 @@ impl Simulation {
                     0 => Boot::Unclean,
                     _ => Boot::Trusted,
                 };
-                self.world.crash(stored, boot);
+                self.world.restart(stored, boot);
+                self.world.check_pending(&self.altered);
+                self.check_full_syncs(|world, key| {
+                    let row = world.pending_row(&key.0, &key.1);
+                    row.is_some_and(|row| row.force_full)
+                });
+                self.world.reconnect();
             }
             93..=94 => self.flip_peer(),
             95 => self.world.userdb_fails = self.rng.u8(..4) == 0,
@@ -197,6 +203,7 @@ impl Simulation {
                 if self.world.engine.accepts_notifications() {
                     let owner = username.trim_start_matches("alias-");
                     self.full_wanted.retain(|_, (user, _)| *user != owner);
+                    self.world.promise_nothing(owner);
                     self.world.command(|engine, now, command| {
                         engine.handle_remove(now, command, name);
                     });
@@ -253,16 +260,24 @@ impl Simulation {
             ..Counters::default()
         };
         assert_eq!(world.engine.counters(), counters);
+        self.check_full_syncs(|_, _| false);
+    }
+
+    /// Each full sync that was promised was made, or `is_to_come`.
+    fn check_full_syncs(&self, is_to_come: impl Fn(&World, &(String, String)) -> bool) {
+        let world = &self.world;
         for (command, answer) in &world.command_answers {
             let wanted = self.full_wanted.get(command).filter(|_| answer.is_ok());
             let Some((username, change)) = wanted else {
                 continue;
             };
             let account = world.userdb.get(username);
+            let account = account.filter(|_| !self.altered.contains(username));
             for target in account.into_iter().flat_map(|account| &account.targets) {
                 let key = (username.clone(), target.clone());
                 let full = world.fully_synced.get(&key).copied().unwrap_or(0);
-                assert!(full >= *change, "no full sync of {key:?}");
+                let is_well = full >= *change || is_to_come(world, &key);
+                assert!(is_well, "no full sync of {key:?}");
             }
         }
     }

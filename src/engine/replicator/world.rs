@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::status::Bucket;
-use super::users::UserId;
+use super::users::{Row, UserId};
 use super::*;
 use crate::engine::Priority;
 
@@ -71,6 +71,8 @@ pub(super) struct World {
     pub(super) last_change: u64,
     pub(super) changed: BTreeMap<String, u64>,
     pub(super) synced: BTreeMap<Key, u64>,
+    /// The last change of each user that an aggregator need not tell again.
+    pub(super) acknowledged: BTreeMap<String, u64>,
     pub(super) fully_synced: BTreeMap<Key, u64>,
     last_command: u64,
 }
@@ -113,6 +115,7 @@ impl World {
             last_change: 0,
             changed: BTreeMap::new(),
             synced: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
             fully_synced: BTreeMap::new(),
             last_command: 0,
         };
@@ -195,6 +198,12 @@ impl World {
 
     /// SIGKILL, and a new start with what the store has; the first `stored` of the open writes made it.
     pub(super) fn crash(&mut self, stored: usize, boot: Boot) {
+        self.restart(stored, boot);
+        self.reconnect();
+    }
+
+    /// As `crash`, but the aggregator has not come back yet.
+    pub(super) fn restart(&mut self, stored: usize, boot: Boot) {
         for _ in 0..stored {
             self.store_one(false);
         }
@@ -214,8 +223,48 @@ impl World {
             false => Boot::Unclean,
         };
         self.engine.handle_loaded(self.now, boot);
+        // What the one before had acknowledged is not this one's.
+        self.connection.0 += 1;
         self.take_outputs();
-        self.reconnect();
+    }
+
+    /// What was told of the user until now may be dropped: the administrator wants it so.
+    pub(super) fn promise_nothing(&mut self, username: &str) {
+        self.acknowledged.remove(username);
+        for line in self.unacknowledged.values_mut() {
+            if line.username.trim_start_matches("alias-") == username {
+                line.change = 0;
+            }
+        }
+    }
+
+    /// The row of the replica, if it waits to be synced. A replica that is not known yet is looked up before the user's
+    /// next sync and takes part in it: any row will do.
+    pub(super) fn pending_row(&self, username: &str, target: &str) -> Option<&Row> {
+        let user = self.engine.users.find(username.as_bytes())?;
+        let is_of = |row: &Row| self.engine.target_of(row) == target.as_bytes();
+        let is_known = self.engine.users.rows(user).any(is_of);
+        let mut rows = self.engine.users.rows(user);
+        rows.find(|row| row.is_pending() && (is_of(row) || !is_known))
+    }
+
+    /// After a restart: what was acknowledged and not synced is pending, but for these users.
+    pub(super) fn check_pending(&self, but: &BTreeSet<String>) {
+        for (username, change) in &self.acknowledged {
+            let account = self
+                .userdb
+                .get(username)
+                .filter(|_| !but.contains(username));
+            for target in account.into_iter().flat_map(|account| &account.targets) {
+                let key = (username.clone(), target.clone());
+                let synced = self.synced.get(&key).copied().unwrap_or(0);
+                let is_pending = self.pending_row(username, target).is_some();
+                assert!(
+                    synced >= *change || is_pending,
+                    "{key:?} was lost in the crash"
+                );
+            }
+        }
     }
 
     pub(super) fn command(
@@ -489,7 +538,12 @@ impl World {
             Action::AbortSync { sync } => self.aborted.push(sync),
             Action::Acknowledge { connection, line } => {
                 assert_eq!(connection, self.connection);
-                self.unacknowledged = self.unacknowledged.split_off(&(line + 1));
+                let open = self.unacknowledged.split_off(&(line + 1));
+                for line in std::mem::replace(&mut self.unacknowledged, open).into_values() {
+                    let owner = line.username.trim_start_matches("alias-").to_owned();
+                    let last = self.acknowledged.entry(owner).or_default();
+                    *last = line.change.max(*last);
+                }
             }
             Action::AnswerWaiter {
                 connection,
