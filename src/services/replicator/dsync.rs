@@ -202,7 +202,7 @@ impl Replicator {
                 Ok(Some(Event::StateReceived)) => {}
                 Ok(Some(Event::Error(text))) => dsync.last_error = text,
                 Ok(Some(Event::Finished(reply))) => {
-                    dsync.outcome = Some(outcome_of(reply, &mut dsync.last_error));
+                    dsync.outcome = Some(outcome_of(reply, &dsync.last_error));
                     return Some(Turn::Close);
                 }
                 Ok(Some(Event::Ready)) => {
@@ -392,7 +392,7 @@ fn append_sync(out: &mut Vec<u8>, username: &[u8], arguments: &[Vec<u8>]) {
     doveadm_server::append_command(out, username, "sync", arguments);
 }
 
-fn outcome_of(reply: Reply, last_error: &mut String) -> SyncOutcome {
+fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
     let outcome = match reply.code {
         Code::Ok => return SyncOutcome::Ok { state: reply.state },
         Code::Changed => return SyncOutcome::Changed,

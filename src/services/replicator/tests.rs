@@ -27,9 +27,11 @@ enum Answer {
     Close,
 }
 
+type AnswerOf = dyn FnMut(&str) -> Answer + Send;
+
 /// The neighbours, as a test sets them.
 struct Neighbours {
-    answer: Mutex<Box<dyn FnMut(&str) -> Answer + Send>>,
+    answer: Mutex<Box<AnswerOf>>,
     users: Mutex<Vec<String>>,
     fields: Mutex<String>,
 }
