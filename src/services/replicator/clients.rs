@@ -314,7 +314,6 @@ impl Replicator {
                     mask,
                     cursor: Cursor::default(),
                 };
-                return;
             }
             Request::StatusDsync => {
                 self.append_dsync_status(now, out);

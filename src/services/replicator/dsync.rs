@@ -202,7 +202,7 @@ impl Replicator {
                 Ok(Some(Event::StateReceived)) => {}
                 Ok(Some(Event::Error(text))) => dsync.last_error = text,
                 Ok(Some(Event::Finished(reply))) => {
-                    dsync.outcome = Some(outcome_of(reply, &mut dsync.last_error));
+                    dsync.outcome = Some(outcome_of(reply, &dsync.last_error));
                     return Some(Turn::Close);
                 }
                 Ok(Some(Event::Ready)) => {
@@ -392,7 +392,7 @@ fn append_sync(out: &mut Vec<u8>, username: &[u8], arguments: &[Vec<u8>]) {
     doveadm_server::append_command(out, username, "sync", arguments);
 }
 
-fn outcome_of(reply: Reply, last_error: &mut String) -> SyncOutcome {
+fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
     let outcome = match reply.code {
         Code::Ok => return SyncOutcome::Ok { state: reply.state },
         Code::Changed => return SyncOutcome::Changed,
@@ -414,12 +414,36 @@ fn outcome_of(reply: Reply, last_error: &mut String) -> SyncOutcome {
     outcome
 }
 
-/// dsync could not read the state that it was given.
+/// dsync could not read the state that it was given (`dsync-brain.c`: "Saved sync state is invalid").
 fn is_refused_state(error: &str) -> bool {
-    error.contains("Invalid state") || error.contains("state is invalid")
+    error.contains("sync state is invalid")
 }
 
 /// dsync never reached its peer.
 fn is_unreachable(error: &str) -> bool {
     error.contains("connect(") && error.contains(") failed: ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_logged_error_tells_a_failure_from_another() {
+        let outcome = |code: Code, error: &str| {
+            let state = b"S".to_vec();
+            outcome_of(Reply { code, state }, error)
+        };
+        let refused = "Saved sync state is invalid, falling back to full sync: x";
+        let away = "connect(10.0.0.1:12345) failed: No route to host";
+        assert_eq!(outcome(Code::TempFail, refused), SyncOutcome::StateRefused);
+        assert_eq!(outcome(Code::TempFail, away), SyncOutcome::PeerUnreachable);
+        assert_eq!(outcome(Code::TempFail, "other"), SyncOutcome::TempFail);
+        assert_eq!(outcome(Code::Usage, away), SyncOutcome::Usage);
+        assert_eq!(outcome(Code::Changed, refused), SyncOutcome::Changed);
+        let ok = SyncOutcome::Ok {
+            state: b"S".to_vec(),
+        };
+        assert_eq!(outcome(Code::Ok, refused), ok);
+    }
 }

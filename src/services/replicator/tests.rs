@@ -27,9 +27,11 @@ enum Answer {
     Close,
 }
 
+type AnswerOf = dyn FnMut(&str) -> Answer + Send;
+
 /// The neighbours, as a test sets them.
 struct Neighbours {
-    answer: Mutex<Box<dyn FnMut(&str) -> Answer + Send>>,
+    answer: Mutex<Box<AnswerOf>>,
     users: Mutex<Vec<String>>,
     fields: Mutex<String>,
 }
@@ -899,6 +901,37 @@ fn measure_the_daemon() {
             at.elapsed()
         );
     }
+    let mut lister = running.connect(DOVEADM_LISTENER);
+    lister
+        .write_all(b"VERSION\treplicator-doveadm-client\t1\t0\nSTATUS\t*\n")
+        .unwrap();
+    let listed = std::thread::spawn(move || {
+        let begun = Instant::now();
+        let lines = BufReader::new(lister).lines();
+        let count = lines
+            .take_while(|line| !line.as_ref().unwrap().is_empty())
+            .count();
+        (count - 1, begun.elapsed())
+    });
+    let mut client = running.aggregator(1);
+    let mut worst = Duration::ZERO;
+    let mut times = 0;
+    while !listed.is_finished() {
+        let started = running.daemon.engine.totals().syncs_started;
+        let at = Instant::now();
+        let user = times % count.min(10_000);
+        let line = format!("U\tuser{user:07}@example.com\thigh\t{}\n", times + 1);
+        client.write_all(line.as_bytes()).unwrap();
+        while running.daemon.engine.totals().syncs_started == started && !listed.is_finished() {
+            running.turn(Duration::from_millis(5));
+        }
+        worst = worst.max(at.elapsed());
+        times += 1;
+    }
+    println!(
+        "status '*': {:?}; {times} notifications meanwhile, the slowest to its dsync {worst:?}",
+        listed.join().unwrap()
+    );
     let now = running.now();
     running.daemon.handle_shutdown(now);
     drop(running);
