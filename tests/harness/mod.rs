@@ -5,7 +5,7 @@
 //! does. Left out on purpose: anything that knows how the plugin is written; only its file is known.
 
 // Each test binary uses another part of the harness.
-#![allow(dead_code, unused_imports)]
+#![allow(dead_code, unused_imports, clippy::indexing_slicing)]
 
 pub mod client;
 pub mod compare;
