@@ -1,5 +1,8 @@
 //! The fuzz targets' bodies on seeded random input, in every `make test`; `make fuzz` goes deeper.
 
+// A test may fail by panicking.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
 #[path = "fuzz/bodies.rs"]
 mod bodies;
 

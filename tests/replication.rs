@@ -3,6 +3,9 @@
 //! A scenario runs on stock's daemons and on ours. Where stock has the defect, the trial of stock passes
 //! only if the scenario fails there: the test can tell the difference.
 
+// A test may fail by panicking.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
 mod harness;
 
 use harness::client::message;

@@ -88,7 +88,7 @@ static NOTIFY_HOOKS: ffi::notify_vfuncs = ffi::notify_vfuncs {
 };
 
 /// Dovecot keeps the pointer until `mail_storage_hooks_remove`.
-static mut STORAGE_HOOKS: ffi::mail_storage_hooks = ffi::mail_storage_hooks {
+static STORAGE_HOOKS: ffi::mail_storage_hooks = ffi::mail_storage_hooks {
     mail_user_created: Some(user_created_hook),
     mail_namespace_storage_added: None,
     mail_namespaces_created: None,
@@ -113,7 +113,7 @@ pub fn init(module: *mut ffi::module) {
     let notify = unsafe { ffi::notify_register(&raw const NOTIFY_HOOKS) };
     REGISTERED.set(Registered { notify });
     // SAFETY: the hooks live as long as the plugin is loaded; module is Dovecot's.
-    unsafe { ffi::mail_storage_hooks_add(module, &raw mut STORAGE_HOOKS) };
+    unsafe { ffi::mail_storage_hooks_add(module, &raw const STORAGE_HOOKS) };
 }
 
 /// A last try for what waits.
@@ -127,7 +127,7 @@ pub fn deinit() {
 pub fn unhook() {
     if let Some(registered) = REGISTERED.take() {
         // SAFETY: the hooks were added by init.
-        unsafe { ffi::mail_storage_hooks_remove(&raw mut STORAGE_HOOKS) };
+        unsafe { ffi::mail_storage_hooks_remove(&raw const STORAGE_HOOKS) };
         unregister(registered.notify);
         guard::restore_panic_hook();
     }

@@ -93,9 +93,8 @@ pub fn main(trials: Vec<Trial>) -> ExitCode {
     let shared = std::mem::take(&mut *ALL.lock().unwrap_or_else(PoisonError::into_inner));
     for mut shared in shared {
         let node = Arc::get_mut(&mut shared.node).and_then(OnceLock::take);
-        if let Some(Ok(node)) = node
-            && let Err(wrong) = node.finish()
-        {
+        let Some(Ok(node)) = node else { continue };
+        if let Err(wrong) = node.finish() {
             failed = true;
             let message = wrong.message().unwrap_or("?");
             println!("\n{message}\ntest {} ... FAILED", shared.name);
