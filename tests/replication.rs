@@ -208,7 +208,8 @@ fn burst(target: &Target) -> Outcome {
         writeln!(lines, "user{}\tlow", number % USERS)?;
     }
     write_fifo(&node, &lines)?;
-    fake.wait_users(USERS, Duration::from_secs(60))?;
+    // As long as 29,565 syncs may take on a busy machine; a loss shows as a count that stands still.
+    fake.wait_users(USERS, Duration::from_secs(180))?;
     node.finish()
 }
 

@@ -5,14 +5,14 @@
 
 use std::ffi::CString;
 use std::sync::OnceLock;
-use std::thread::{self, ThreadId};
 
+use libc::pthread_t;
 use log::{LevelFilter, Log, Metadata, Record};
 
-use super::bindings as ffi;
+use super::{bindings as ffi, thread};
 
 /// The thread that Dovecot's functions may be called on.
-static MAIN_THREAD: OnceLock<ThreadId> = OnceLock::new();
+static MAIN_THREAD: OnceLock<pthread_t> = OnceLock::new();
 
 struct DovecotLog;
 
@@ -23,7 +23,7 @@ impl Log for DovecotLog {
 
     fn log(&self, record: &Record<'_>) {
         use log::Level;
-        if MAIN_THREAD.get() != Some(&thread::current().id()) {
+        if MAIN_THREAD.get() != Some(&thread::current()) {
             // A service's stderr is read by Dovecot's log process, as errors.
             eprintln!("{}: {}", record.level(), record.args());
             return;
@@ -52,7 +52,7 @@ pub fn c_text(text: &str) -> CString {
 /// threads than the first caller's log goes to stderr.
 pub fn init(max: LevelFilter) {
     static LOG: DovecotLog = DovecotLog;
-    MAIN_THREAD.get_or_init(|| thread::current().id());
+    MAIN_THREAD.get_or_init(thread::current);
     if log::set_logger(&LOG).is_ok() {
         log::set_max_level(max);
     }

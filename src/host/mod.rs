@@ -8,6 +8,7 @@ pub mod bindings;
 pub mod daemon;
 pub mod guard;
 pub mod log;
+pub mod thread;
 
 #[cfg(feature = "doveadm")]
 pub mod doveadm;

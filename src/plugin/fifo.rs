@@ -1,21 +1,16 @@
 //! The write end of `<base_dir>/replication-notify-fifo`.
 //!
-//! Never blocks; a line goes in whole or not at all. The path is looked at again every
-//! [`LOOK_AGAIN`], so that a fifo that was replaced is noticed although somebody still reads the old one.
+//! Never blocks; a line goes in whole or not at all. The path is looked at before each write, so that a
+//! fifo that was replaced is noticed although somebody still reads the old one.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::engine::{LINE_MAX_BYTES, Priority, notification_line};
-
-/// How long the path is believed to lead to the open fifo. A look for each line would cost a process that
-/// changes one flag after another more than the line itself does.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How the fifo refuses a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +36,6 @@ pub struct Fifo {
 struct Open {
     fd: OwnedFd,
     file: (u64, u64),
-    looked_at: Instant,
 }
 
 impl Fifo {
@@ -60,11 +54,6 @@ impl Fifo {
         match self.write_line(&line) {
             // The reader went away: its successor may be there already.
             Err(Refusal::Write(Errno::PIPE)) => self.write_line(&line),
-            // An aggregator that hands over fills the fifo that nobody will read any more.
-            Err(Refusal::Full) if self.is_replaced() => {
-                self.open = None;
-                self.write_line(&line)
-            }
             result => result,
         }
     }
@@ -101,26 +90,16 @@ impl Fifo {
         Ok(Open {
             fd,
             file: (stat.st_dev, stat.st_ino),
-            looked_at: Instant::now(),
         })
     }
 
     fn close_if_replaced(&mut self) {
-        let now = Instant::now();
-        let Some(open) = &mut self.open else { return };
-        if now.duration_since(open.looked_at) < LOOK_AGAIN {
-            return;
-        }
-        open.looked_at = now;
-        if self.is_replaced() {
+        let Some(open) = &self.open else { return };
+        let same =
+            rustix::fs::stat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == open.file);
+        if !same {
             self.open = None;
         }
-    }
-
-    fn is_replaced(&self) -> bool {
-        let stat = rustix::fs::stat(&self.path);
-        let same = |open: &Open| stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == open.file);
-        self.open.as_ref().is_some_and(|open| !same(open))
     }
 }
 

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 
 use libc::pthread_t;
 
+use crate::host::thread;
+
 /// A cell for what only the process's main thread touches.
 ///
 /// Not a thread-local: its destructor would outlive the plugin's unloading. Nor `std::thread::current()`,
@@ -20,7 +22,7 @@ impl<T> MainThread<T> {
     }
 
     pub fn set(&self, value: T) {
-        *self.0.borrow_mut() = Some((current_thread(), value));
+        *self.0.borrow_mut() = Some((thread::current(), value));
     }
 
     pub fn take(&self) -> Option<T> {
@@ -31,11 +33,6 @@ impl<T> MainThread<T> {
     pub fn with<R>(&self, body: impl FnOnce(&mut T) -> R) -> Option<R> {
         let mut cell = self.0.try_borrow_mut().ok()?;
         let (owner, value) = cell.as_mut()?;
-        (*owner == current_thread()).then(|| body(value))
+        (*owner == thread::current()).then(|| body(value))
     }
-}
-
-fn current_thread() -> pthread_t {
-    // SAFETY: it always succeeds.
-    unsafe { libc::pthread_self() }
 }

@@ -177,8 +177,13 @@ impl Replicator {
     pub fn new(settings: Settings, now: Now) -> Result<Self, ReplicatorError> {
         settings.check().map_err(ReplicatorError::Settings)?;
         store::check_state_dir(&settings.state_dir).map_err(ReplicatorError::StateDir)?;
-        let boot_id = store::read_boot_id()
-            .map_err(|error| ReplicatorError::Io("open(/proc/sys/kernel/random/boot_id)", error))?;
+        let boot_id = store::read_boot_id().unwrap_or_else(|error| {
+            log::warn!(
+                "open(/proc/sys/kernel/random/boot_id) failed: {error}; \
+                 a crash of the machine will not be noticed"
+            );
+            String::from("unknown")
+        });
         let poll = Poll::new().map_err(|error| ReplicatorError::Io("epoll_create()", error))?;
         let waker = Waker::new(poll.registry(), WAKE)
             .map_err(|error| ReplicatorError::Io("eventfd()", error))?;
