@@ -96,6 +96,13 @@ impl DoveadmClient {
     }
 }
 
+/// Why no further line of an aggregator is served.
+enum Lines {
+    AllServed,
+    NoRoom,
+    Incompatible,
+}
+
 impl Replicator {
     pub(super) fn serve_notify(
         &mut self,
@@ -107,9 +114,11 @@ impl Replicator {
         if !self.is_loaded {
             return Turn::Wait;
         }
-        if !self.engine.accepts_notifications() {
-            self.stalled.push(slot);
-            return Turn::Wait;
+        // What an earlier read brought and the engine had no room for.
+        match self.serve_lines(now, socket, client) {
+            Lines::AllServed => {}
+            Lines::NoRoom => return self.stall(slot),
+            Lines::Incompatible => return Turn::Close,
         }
         let mut buffer = std::mem::take(&mut self.buffer);
         let input = socket.read(&mut buffer);
@@ -122,24 +131,42 @@ impl Replicator {
             Input::Closed => return Turn::Close,
             Input::Data(_) => {}
         }
+        match self.serve_lines(now, socket, client) {
+            Lines::AllServed => Turn::Again,
+            Lines::NoRoom => self.stall(slot),
+            Lines::Incompatible => Turn::Close,
+        }
+    }
+
+    /// The connection is served again when the engine has room; nothing is read from it until then.
+    fn stall(&mut self, slot: usize) -> Turn {
+        self.stalled.push(slot);
+        Turn::Wait
+    }
+
+    /// Hands lines that were read to the engine, as long as it has room.
+    fn serve_lines(&mut self, now: Now, socket: &mut Socket, client: &mut NotifyClient) -> Lines {
         let safe_before = client.safe_line();
-        loop {
+        let served = loop {
+            if !self.engine.accepts_notifications() {
+                break Lines::NoRoom;
+            }
             match client.reader.next_request() {
-                Ok(None) => break,
+                Ok(None) => break Lines::AllServed,
                 Ok(Some(notice)) => self.handle_notice(now, socket, client, notice),
                 Err(Incompatible { line }) => {
                     error!(
                         "Notify client not compatible with this server (mixed old and new binaries?): {line}"
                     );
-                    return Turn::Close;
+                    return Lines::Incompatible;
                 }
             }
-        }
+        };
         if client.acknowledged && client.safe_line() > safe_before {
             replicator_notify::append_acknowledged(socket.output(), client.safe_line());
         }
         socket.flush();
-        Turn::Again
+        served
     }
 
     fn handle_notice(

@@ -14,6 +14,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use super::{DOVEADM_LISTENER, NOTIFY_LISTENER, Replicator, Settings};
+use crate::engine::replicator::MAX_UNKNOWN;
 use crate::engine::time::{Mono, Now, UnixSecs};
 use crate::services::daemon::Daemon;
 
@@ -354,6 +355,26 @@ fn a_notification_leads_to_a_sync_and_is_acknowledged() {
         request, "\tu1\tsync\t-d\t-N\t-l\t30\t-U\t-s\tSTATE",
         "the second sync is incremental"
     );
+}
+
+#[test]
+fn more_unknown_names_than_there_is_room_for_are_all_acknowledged() {
+    let setup = Setup::with_peer(&[]);
+    let mut running = setup.start();
+    let mut client = running.aggregator(1);
+    let count = MAX_UNKNOWN + 2000;
+    let lines: String = (1..=count)
+        .map(|id| format!("U\tnobody{id}\tlow\t{id}\n"))
+        .collect();
+    let mut unsent = lines.as_bytes();
+    client.set_nonblocking(true).unwrap();
+    running.run_until("all lines are taken", |_| {
+        // Nothing is taken while there is no room.
+        let sent = client.write(unsent).unwrap_or(0);
+        unsent = &unsent[sent..];
+        unsent.is_empty().then_some(())
+    });
+    running.read_until(&mut client, &format!("A\t{count}\n"));
 }
 
 #[test]
