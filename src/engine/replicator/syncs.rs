@@ -16,7 +16,7 @@ use super::users::{RowId, UserId};
 use super::waiters::{Turn, Whom};
 use super::{Busy, Replicator, Why};
 use crate::engine::Priority;
-use crate::engine::time::{Mono, Now};
+use crate::engine::time::{Mono, Now, UnixSecs};
 
 /// After this many failures in a row the administrator is told.
 const FAILURES_REPORTED: u32 = 3;
@@ -96,7 +96,9 @@ impl Replicator {
         };
         let priority = std::mem::take(&mut row.priority);
         let forced = std::mem::take(&mut row.force_full);
-        let full = forced || is_full_due;
+        // As stock: a user's first sync ever is a full one.
+        let is_first = row.last_success == UnixSecs(0) && !row.has_state;
+        let full = forced || is_full_due || is_first;
         let sync_type = match (full, row.has_state) {
             (true, _) => SyncType::Full,
             (false, true) => SyncType::Incremental,

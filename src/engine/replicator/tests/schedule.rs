@@ -28,10 +28,24 @@ fn low_priority_is_not_starved_by_new_mail_without_end() {
 }
 
 #[test]
+fn first_sync_ever_is_full_and_the_next_is_not() {
+    let mut world = world(1);
+    let first = replica(&world, "u0");
+    assert_ne!(first.last_success, UnixSecs(0));
+    assert_eq!(first.last_full_sync, first.last_success);
+    world.change("u0", Priority::Low);
+    world.run_for(MINUTE);
+    let full: Vec<bool> = world.started.iter().map(|sync| sync.full).collect();
+    assert_eq!(full, [false]);
+}
+
+#[test]
 fn full_syncs_come_once_in_an_interval_and_not_in_a_storm() {
     let users = 240;
     let mut world = world(users);
     let mut by_hour = Vec::new();
+    // In the first interval those are left out that had their first sync, a full one, a short time ago.
+    world.run_for(24 * HOUR);
     for _ in 0..48 {
         world.started.clear();
         world.run_for(HOUR);
