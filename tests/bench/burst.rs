@@ -53,26 +53,28 @@ pub fn run(daemons: &Daemons, seed: u64) -> Outcome<Burst> {
     daemons.fakes.hold(true);
     let start = Instant::now();
     daemons.notify(lines.as_bytes())?;
-    let mut taken = None;
-    while taken.is_none() && start.elapsed() < TAKE_LIMIT {
-        if daemons.fifo_used()? == 0 {
-            taken = Some(start.elapsed().as_secs_f64());
-        } else {
-            sleep(POLL_INTERVAL);
-        }
-    }
-
+    // Both at once: an aggregator may leave something in the fifo until all else is safe.
     let mut client = daemons.status_client()?;
-    let (mut queued, mut queued_users) = (None, 0);
-    let asked = Instant::now();
-    while queued.is_none() && asked.elapsed() < QUEUE_LIMIT {
-        let counted = client.overview()?.queued;
-        queued_users = queued_users.max(counted);
-        if counted + CONNECTIONS >= users.len() {
-            queued = Some(start.elapsed().as_secs_f64());
-        } else {
-            sleep(POLL_INTERVAL);
+    let (mut taken, mut queued, mut queued_users) = (None, None, 0);
+    let mut last_change = Instant::now();
+    while (taken.is_none() && start.elapsed() < TAKE_LIMIT)
+        || (queued.is_none() && last_change.elapsed() < QUEUE_LIMIT)
+    {
+        if taken.is_none() && daemons.fifo_used()? == 0 {
+            taken = Some(start.elapsed().as_secs_f64());
+            last_change = Instant::now();
         }
+        if queued.is_none() {
+            let counted = client.overview()?.queued;
+            if counted > queued_users {
+                queued_users = counted;
+                last_change = Instant::now();
+            }
+            if counted + CONNECTIONS >= users.len() {
+                queued = Some(start.elapsed().as_secs_f64());
+            }
+        }
+        sleep(POLL_INTERVAL);
     }
 
     let released = Instant::now();

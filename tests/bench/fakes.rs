@@ -9,6 +9,7 @@ use dovecot_replication::engine::strescape::split_tabescaped;
 use std::fs;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -93,6 +94,8 @@ impl Fakes {
         }));
 
         let listener = Arc::new(UnixListener::bind(&doveadm)?);
+        // As Dovecot's own: by it ours knows that no password will be asked for.
+        fs::set_permissions(&doveadm, fs::Permissions::from_mode(0o600))?;
         for _ in 0..WORKERS {
             let (listener, state) = (Arc::clone(&listener), Arc::clone(&shared));
             threads.push(spawn(move || {
