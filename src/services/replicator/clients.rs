@@ -132,7 +132,7 @@ impl Replicator {
             Input::Data(_) => {}
         }
         match self.serve_lines(now, socket, client) {
-            Lines::AllServed => Turn::Again,
+            Lines::AllServed => Turn::after_read(socket),
             Lines::NoRoom => self.stall(slot),
             Lines::Incompatible => Turn::Close,
         }

@@ -52,6 +52,8 @@ const WAKE: Token = Token(usize::MAX);
 const MAX_EVENTS: usize = 256;
 /// Bytes read from one connection before the others have their turn.
 const READ_BYTES: usize = 64 * 1024;
+/// Rounds in which every connection that is ready has its turn, before the host's loop has its own.
+const MAX_ROUNDS: usize = 8;
 /// Store events taken before connections have their turn.
 const MAX_STORE_EVENTS_PER_TURN: usize = 64;
 /// How often what stands still is looked for.
@@ -105,6 +107,17 @@ enum Turn {
     Again,
     /// The connection is over.
     Close,
+}
+
+impl Turn {
+    /// What was read is taken.
+    fn after_read(socket: &Socket) -> Self {
+        if socket.is_drained() {
+            Self::Wait
+        } else {
+            Self::Again
+        }
+    }
 }
 
 /// The daemon.
@@ -517,6 +530,27 @@ impl Replicator {
         }
     }
 
+    fn take_poll_events(&mut self) {
+        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        if let Err(error) = self.poll.poll(&mut events, Some(Duration::ZERO)) {
+            if error.kind() != std::io::ErrorKind::Interrupted {
+                error!("epoll_wait() failed: {error}");
+            }
+        }
+        for event in &events {
+            if event.token() == WAKE {
+                self.wake_pending = true;
+                continue;
+            }
+            let Token(slot) = event.token();
+            if let Some(connection) = self.connection(slot) {
+                connection.socket.handle_event(event);
+                self.queue(slot);
+            }
+        }
+        self.events = events;
+    }
+
     fn run(&mut self, now: Now) {
         if self.wake_pending {
             self.take_store_events(now);
@@ -598,27 +632,13 @@ impl Daemon for Replicator {
     }
 
     fn handle_ready(&mut self, now: Now) {
-        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        if let Err(error) = self.poll.poll(&mut events, Some(Duration::ZERO)) {
-            if error.kind() != std::io::ErrorKind::Interrupted {
-                error!("epoll_wait() failed: {error}");
+        for _ in 0..MAX_ROUNDS {
+            self.take_poll_events();
+            self.run(now);
+            if self.ready.is_empty() {
+                break;
             }
         }
-        for event in &events {
-            if event.token() == WAKE {
-                self.wake_pending = true;
-                continue;
-            }
-            let Token(slot) = event.token();
-            if let Some(connection) = self.connection(slot) {
-                if event.is_writable() {
-                    connection.socket.handle_writable();
-                }
-                self.queue(slot);
-            }
-        }
-        self.events = events;
-        self.run(now);
     }
 
     fn next_timeout(&self) -> Option<Mono> {

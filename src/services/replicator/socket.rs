@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 
+use mio::event::Event;
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
@@ -31,6 +32,12 @@ pub(super) struct Socket {
     blocked: bool,
     /// Nobody reads what is sent. What was received before may still be there to be read.
     broken: bool,
+    /// All was read: the kernel tells when there is more.
+    drained: bool,
+    /// The other side sends no more: all is read up to the end.
+    ending: bool,
+    /// A read ends where another process's bytes begin, also if there are more.
+    tells_sender: bool,
 }
 
 impl Socket {
@@ -75,19 +82,28 @@ impl Socket {
             sent: 0,
             blocked: false,
             broken: false,
+            drained: false,
+            ending: false,
+            tells_sender: false,
         })
     }
 
     /// Asks the kernel to tell which process the other side's bytes come from.
-    pub(super) fn want_sender_pid(&self) -> bool {
-        rustix::net::sockopt::set_socket_passcred(&self.stream, true).is_ok()
+    pub(super) fn want_sender_pid(&mut self) {
+        self.tells_sender = rustix::net::sockopt::set_socket_passcred(&self.stream, true).is_ok();
     }
 
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Input {
+        if self.drained {
+            return Input::Blocked;
+        }
         loop {
             match self.stream.read(buffer) {
                 Ok(0) => return Input::Closed,
-                Ok(length) => return Input::Data(length),
+                Ok(length) => {
+                    self.drained = length < buffer.len() && !self.ending && !self.tells_sender;
+                    return Input::Data(length);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Input::Blocked,
                 Err(_) => return Input::Closed,
@@ -135,8 +151,18 @@ impl Socket {
         self.output.len() - self.sent
     }
 
-    pub(super) fn handle_writable(&mut self) {
-        self.blocked = false;
+    /// Whether there is nothing to be read before the kernel tells so.
+    pub(super) fn is_drained(&self) -> bool {
+        self.drained
+    }
+
+    /// The kernel has told something of the stream.
+    pub(super) fn handle_event(&mut self, event: &Event) {
+        if event.is_writable() {
+            self.blocked = false;
+        }
+        self.drained = false;
+        self.ending |= event.is_read_closed() || event.is_error();
     }
 
     /// Sends what the kernel takes. False: nobody reads it, and it is dropped.

@@ -155,7 +155,7 @@ impl Replicator {
         if userdb.is_for_listing && userdb.listing.is_none() {
             return Turn::Close;
         }
-        Turn::Again
+        Turn::after_read(socket)
     }
 
     fn handle_userdb_event(&mut self, now: Now, userdb: &mut UserdbConnection, event: Event) {
