@@ -166,6 +166,11 @@ impl Queue {
         self.ready.first().map(|(_, row)| *row)
     }
 
+    /// The rows that are started next, in this order.
+    pub(super) fn ready(&self) -> impl Iterator<Item = RowId> + '_ {
+        self.ready.iter().map(|(_, row)| *row)
+    }
+
     pub(super) fn ready_len(&self) -> usize {
         self.ready.len()
     }
@@ -193,8 +198,7 @@ impl Queue {
 
     /// The rows that wait for a connection or for their next try.
     pub(super) fn ready_and_retrying(&self) -> impl Iterator<Item = RowId> + '_ {
-        let ready = self.ready.iter().map(|(_, row)| *row);
-        ready.chain(self.retry.iter().map(|(_, row)| *row))
+        self.ready().chain(self.retry.iter().map(|(_, row)| *row))
     }
 
     fn leave(&mut self, row: RowId) {

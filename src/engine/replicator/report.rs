@@ -63,6 +63,20 @@ impl Replicator {
         })
     }
 
+    /// The (user, target) whose states are likely to be wanted next: of those who are being looked up, and of
+    /// those who wait for a connection, in their order.
+    pub fn next_states(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let looked_up = self.lookups.values();
+        looked_up
+            .flat_map(|(user, _)| self.users.row_ids(*user))
+            .filter(|id| self.queue.place(*id) == Place::Lookup)
+            .chain(self.queue.ready())
+            .filter_map(|id| {
+                let row = self.users.row(id).filter(|row| row.has_state)?;
+                Some((self.users.name(id.user), self.target_of(row)))
+            })
+    }
+
     /// All that is known of a user.
     #[must_use]
     pub fn show(&self, now: Now, username: &[u8]) -> Option<UserDetails> {

@@ -52,6 +52,8 @@ const WAKE: Token = Token(usize::MAX);
 const MAX_EVENTS: usize = 256;
 /// Bytes read from one connection before the others have their turn.
 const READ_BYTES: usize = 64 * 1024;
+/// States that are read together with one that is wanted now.
+const MAX_STATES_AHEAD: usize = 64;
 /// Rounds in which every connection that is ready has its turn, before the host's loop has its own.
 const MAX_ROUNDS: usize = 8;
 /// Store events taken before connections have their turn.
@@ -362,6 +364,17 @@ impl Replicator {
                 None => break,
             }
         }
+        if let Some(store) = &mut self.store {
+            if store.may_read_ahead() {
+                for (username, target) in self.engine.next_states().take(MAX_STATES_AHEAD) {
+                    store.read_ahead(username, target);
+                }
+            }
+            store.send_reads();
+            if !self.commands.is_empty() {
+                store.hurry(now.mono);
+            }
+        }
         while let Some(event) = self.engine.poll_log() {
             say(&event);
         }
@@ -460,12 +473,16 @@ impl Replicator {
                     self.engine.handle_stored(seq);
                     self.drive(now);
                 }
-                StoreEvent::State { token, state } => {
-                    if let Some(waiting) = self.waiting_for_state.remove(&SyncId(token)) {
-                        self.connect_dsync(now, SyncId(token), waiting, &state);
-                        self.drive(now);
+                StoreEvent::States(states) => {
+                    for (token, state) in states {
+                        if let Some(waiting) = self.waiting_for_state.remove(&SyncId(token)) {
+                            self.connect_dsync(now, SyncId(token), waiting, &state);
+                        }
                     }
+                    self.drive(now);
                 }
+                // The store keeps them.
+                StoreEvent::StatesAhead(_) => {}
                 StoreEvent::Lost => self.begin_anew(now),
                 StoreEvent::Log(level, text) => log!(level, "{text}"),
             }

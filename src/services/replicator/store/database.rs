@@ -196,6 +196,24 @@ impl Worker {
         Ok(())
     }
 
+    /// Tells the states after all writes so far, saved or not.
+    pub(super) fn read_states(&self, connection: &Connection, asked: Vec<Read>, ahead: Vec<Read>) {
+        // One lock for all. Without a transaction each read has its own.
+        let _transaction = connection.unchecked_transaction();
+        let state = |read: &Read| self.newest_state(connection, &read.username, &read.target);
+        let asked = asked.iter().map(|read| (read.token, state(read)));
+        let asked = asked.collect();
+        let ahead: Vec<_> = ahead
+            .iter()
+            .map(|read| (key_of(&read.username, &read.target), state(read)))
+            .collect();
+        // One wakeup for both: what was read ahead is there before more is asked for.
+        if !ahead.is_empty() {
+            self.send_unannounced(StoreEvent::StatesAhead(ahead));
+        }
+        self.send(StoreEvent::States(asked));
+    }
+
     /// The state after all writes so far, saved or not.
     pub(super) fn newest_state(
         &self,

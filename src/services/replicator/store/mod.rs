@@ -71,12 +71,17 @@ const MAX_COMMANDS: usize = 1024;
 /// Events on their way back; the thread waits.
 const MAX_EVENTS: usize = 1024;
 const LOAD_BATCH: usize = 2048;
-/// How long writes wait for others to be committed with.
-const GROUP_INTERVAL: Duration = Duration::from_millis(4);
+/// How long writes wait for others to be committed with. Who waits for a write is the aggregator, with what
+/// it still keeps: nobody is held up.
+const GROUP_INTERVAL: Duration = Duration::from_millis(20);
+/// The same while somebody waits for an answer.
+const HURRIED_INTERVAL: Duration = Duration::from_millis(2);
 /// So many different records are sent to be committed without waiting.
 const GROUP_RECORDS: usize = 512;
 /// States kept in memory, in bytes; more are dropped together.
-const MAX_CACHED_STATE_BYTES: usize = 4 * 1024 * 1024;
+const MAX_CACHED_STATE_BYTES: usize = 1024 * 1024;
+/// What a state in memory takes besides its key and its text, about.
+const CACHED_STATE_OVERHEAD_BYTES: usize = 128;
 /// The longest line of a stock `replicator.db`.
 const MAX_STOCK_LINE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -100,13 +105,10 @@ pub enum StoreEvent {
     Ready(Boot),
     /// Every write up to this number is safe.
     Stored(u64),
-    /// The state that was asked for; empty if there is none.
-    State {
-        /// The asker's number.
-        token: u64,
-        /// The state.
-        state: Vec<u8>,
-    },
+    /// States that were asked for, each with the asker's number; empty if there is none.
+    States(Vec<(u64, Vec<u8>)>),
+    /// States that were read ahead, by key.
+    StatesAhead(Vec<(Vec<u8>, Vec<u8>)>),
     /// The store was lost while it was in use and begun anew: what it held is to be built again.
     Lost,
     /// To be logged.
@@ -115,14 +117,21 @@ pub enum StoreEvent {
 
 enum Command {
     Write(Batch),
-    ReadState {
-        token: u64,
-        username: Vec<u8>,
-        target: Vec<u8>,
+    ReadStates {
+        asked: Vec<Read>,
+        ahead: Vec<Read>,
     },
     Close,
     #[cfg(test)]
     SetMaxPages(u32),
+}
+
+/// A state that is asked for.
+#[derive(Debug)]
+struct Read {
+    token: u64,
+    username: Vec<u8>,
+    target: Vec<u8>,
 }
 
 /// Writes that are committed together, the last one of each record.
@@ -212,10 +221,15 @@ pub struct Store {
     batch: Batch,
     /// Batches that are not merged with what comes after them.
     sealed: VecDeque<Batch>,
-    batch_since: Option<Mono>,
-    unsent_reads: Vec<(u64, Vec<u8>, Vec<u8>)>,
+    batch_due: Option<Mono>,
+    unsent_reads: Vec<Read>,
     cached_states: HashMap<Vec<u8>, Vec<u8>>,
     cached_bytes: usize,
+    unsent_ahead: Vec<Read>,
+    /// No more is read ahead before this is there.
+    ahead_is_under_way: bool,
+    /// What is under way may be older than what was cached and is forgotten.
+    ahead_is_old: bool,
 }
 
 impl Store {
@@ -252,21 +266,29 @@ impl Store {
             stop,
             batch: Batch::default(),
             sealed: VecDeque::new(),
-            batch_since: None,
+            batch_due: None,
             unsent_reads: Vec::new(),
             cached_states: HashMap::new(),
             cached_bytes: 0,
+            unsent_ahead: Vec::new(),
+            ahead_is_under_way: false,
+            ahead_is_old: false,
         })
     }
 
     /// The next thing that the thread told.
     pub fn poll_event(&mut self) -> Option<StoreEvent> {
-        let event = self.events.try_recv().ok()?;
-        if matches!(event, StoreEvent::Lost) {
-            self.cached_states.clear();
-            self.cached_bytes = 0;
+        loop {
+            match self.events.try_recv().ok()? {
+                StoreEvent::StatesAhead(states) => self.take_states_ahead(states),
+                event => {
+                    if matches!(event, StoreEvent::Lost) {
+                        self.forget_all_cached();
+                    }
+                    return Some(event);
+                }
+            }
         }
-        Some(event)
     }
 
     /// Adds a write to those that are committed next.
@@ -290,7 +312,7 @@ impl Store {
             RecordChange::BootSettled => {}
         }
         self.batch.add(write);
-        self.batch_since.get_or_insert(now);
+        self.batch_due.get_or_insert(now + GROUP_INTERVAL);
         if self.batch.changes.len() >= GROUP_RECORDS {
             self.send_batch();
         }
@@ -299,7 +321,12 @@ impl Store {
     /// When [`Store::handle_timeout`] is to be called.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Mono> {
-        self.batch_since.map(|since| since + GROUP_INTERVAL)
+        self.batch_due
+    }
+
+    /// Somebody waits for what was written to be stored.
+    pub fn hurry(&mut self, now: Mono) {
+        self.batch_due = self.batch_due.map(|due| due.min(now + HURRIED_INTERVAL));
     }
 
     /// Sends what has waited long enough.
@@ -307,14 +334,15 @@ impl Store {
         self.send_reads();
         if self.next_timeout().is_some_and(|due| due <= now) {
             self.send_batch();
-            if self.batch_since.is_some() {
+            if self.batch_due.is_some() {
                 // The thread is busy: what comes in the meantime is merged.
-                self.batch_since = Some(now);
+                self.batch_due = Some(now + GROUP_INTERVAL);
             }
         }
     }
 
-    /// Asks for a state. It is answered here if it is in memory, else by [`StoreEvent::State`].
+    /// Asks for a state. It is answered here if it is in memory, else by [`StoreEvent::States`] after
+    /// [`Store::send_reads`].
     pub fn read_state(&mut self, token: u64, username: &[u8], target: &[u8]) -> Option<Vec<u8>> {
         let key = key_of(username, target);
         if let Some(state) = self.batch.state_of(&key) {
@@ -323,10 +351,11 @@ impl Store {
         if let Some(state) = self.cached_states.get(&key) {
             return Some(state.clone());
         }
-        self.send_batch();
-        self.unsent_reads
-            .push((token, username.to_vec(), target.to_vec()));
-        self.send_reads();
+        self.unsent_reads.push(Read {
+            token,
+            username: username.to_vec(),
+            target: target.to_vec(),
+        });
         None
     }
 
@@ -386,45 +415,88 @@ impl Store {
             }
         }
         if self.batch.is_empty() && self.sealed.is_empty() {
-            self.batch_since = None;
+            self.batch_due = None;
         }
     }
 
-    fn send_reads(&mut self) {
-        // A read must not pass the writes before it.
-        while self.batch.is_empty() && self.sealed.is_empty() {
-            let Some((token, username, target)) = self.unsent_reads.pop() else {
-                return;
-            };
-            let command = Command::ReadState {
-                token,
-                username,
-                target,
-            };
-            if let Err(TrySendError::Full(Command::ReadState {
-                token,
-                username,
-                target,
-            })) = self.commands.try_send(command)
-            {
-                self.unsent_reads.push((token, username, target));
-                return;
+    /// Sends all that was asked for. What the thread has no room for is sent by a later call.
+    pub fn send_reads(&mut self) {
+        self.send_sealed();
+        // A read must not pass a copy. The batch says nothing of the states that are asked for.
+        if self.unsent_reads.is_empty() || !self.sealed.is_empty() {
+            // Sent later, they could be older than a write that is cached no more.
+            self.unsent_ahead.clear();
+            return;
+        }
+        let asked = std::mem::take(&mut self.unsent_reads);
+        let ahead = std::mem::take(&mut self.unsent_ahead);
+        let is_ahead = !ahead.is_empty();
+        match self.commands.try_send(Command::ReadStates { asked, ahead }) {
+            Err(TrySendError::Full(Command::ReadStates { asked, .. })) => self.unsent_reads = asked,
+            _ if is_ahead => {
+                self.ahead_is_under_way = true;
+                self.ahead_is_old = false;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a state has to be read, so that others may as well be read with it.
+    #[must_use]
+    pub fn may_read_ahead(&self) -> bool {
+        !self.unsent_reads.is_empty() && !self.ahead_is_under_way
+    }
+
+    /// A state that is likely to be asked for soon.
+    pub fn read_ahead(&mut self, username: &[u8], target: &[u8]) {
+        let key = key_of(username, target);
+        if self.batch.state_of(&key).is_none() && !self.cached_states.contains_key(&key) {
+            self.unsent_ahead.push(Read {
+                token: 0,
+                username: username.to_vec(),
+                target: target.to_vec(),
+            });
+        }
+    }
+
+    fn take_states_ahead(&mut self, states: Vec<(Vec<u8>, Vec<u8>)>) {
+        self.ahead_is_under_way = false;
+        for (key, state) in states {
+            // What is cached is newer.
+            if !self.ahead_is_old && !self.cached_states.contains_key(&key) {
+                self.cache_key(key, state);
             }
         }
     }
 
+    fn forget_all_cached(&mut self) {
+        self.cached_states = HashMap::new();
+        self.cached_bytes = 0;
+        self.ahead_is_old = true;
+    }
+
     fn forget_cached(&mut self, username: &[u8], target: &[u8]) {
-        self.cached_states.remove(&key_of(username, target));
+        let key = key_of(username, target);
+        if let Some(state) = self.cached_states.remove(&key) {
+            self.cached_bytes -= key.len() + CACHED_STATE_OVERHEAD_BYTES + state.len();
+        }
+        self.ahead_is_old = true;
     }
 
     fn cache(&mut self, username: &[u8], target: &[u8], state: &[u8]) {
-        let key = key_of(username, target);
-        self.cached_bytes += key.len() + state.len();
-        if self.cached_bytes > MAX_CACHED_STATE_BYTES {
-            self.cached_states = HashMap::new();
-            self.cached_bytes = key.len() + state.len();
+        self.cache_key(key_of(username, target), state.to_vec());
+    }
+
+    fn cache_key(&mut self, key: Vec<u8>, state: Vec<u8>) {
+        let cost = key.len() + CACHED_STATE_OVERHEAD_BYTES;
+        if self.cached_bytes + cost + state.len() > MAX_CACHED_STATE_BYTES {
+            self.forget_all_cached();
         }
-        self.cached_states.insert(key, state.to_vec());
+        self.cached_bytes += state.len();
+        match self.cached_states.insert(key, state) {
+            Some(before) => self.cached_bytes -= before.len(),
+            None => self.cached_bytes += cost,
+        }
     }
 
     #[cfg(test)]

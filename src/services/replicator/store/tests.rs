@@ -91,15 +91,16 @@ fn read(store: &mut Store, username: &str) -> Vec<u8> {
     if let Some(state) = store.read_state(7, username.as_bytes(), b"tcp:peer") {
         return state;
     }
+    store.send_reads();
     let mut found = None;
     wait(store, |event| match event {
-        StoreEvent::State { token: 7, state } => {
-            found = Some(state);
+        StoreEvent::States(states) => {
+            found = states.into_iter().find(|(token, _)| *token == 7);
             true
         }
         _ => false,
     });
-    found.unwrap()
+    found.unwrap().1
 }
 
 #[test]
@@ -416,6 +417,131 @@ fn a_state_is_copied_as_the_writes_before_it_left_it() {
     let mut opened = open(options(directory.path()));
     assert_eq!(opened.records, [record("u")]);
     assert_eq!(read(&mut opened.store, "u"), b"T");
+}
+
+#[test]
+fn writes_wait_to_be_grouped_but_not_when_somebody_waits_for_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut opened = open(options(directory.path()));
+    let store = &mut opened.store;
+    assert_eq!(store.next_timeout(), None);
+    store.hurry(Mono(0));
+    assert_eq!(store.next_timeout(), None);
+    store.write(Mono(5), put(1, record("u"), StateChange::Keep));
+    store.write(Mono(9), put(2, record("v"), StateChange::Keep));
+    assert_eq!(store.next_timeout(), Some(Mono(5) + GROUP_INTERVAL));
+    store.hurry(Mono(9));
+    assert_eq!(store.next_timeout(), Some(Mono(9) + HURRIED_INTERVAL));
+    store.hurry(Mono(10));
+    assert_eq!(store.next_timeout(), Some(Mono(9) + HURRIED_INTERVAL));
+    store.handle_timeout(Mono(9) + HURRIED_INTERVAL);
+    wait_stored(store, 2);
+    assert_eq!(store.next_timeout(), None);
+}
+
+/// The state that is asked for, without the time going on.
+fn read_now(store: &mut Store, username: &str) -> Vec<u8> {
+    let key = (username.as_bytes(), &b"tcp:peer"[..]);
+    if let Some(state) = store.read_state(7, key.0, key.1) {
+        return state;
+    }
+    store.send_reads();
+    loop {
+        match store.events.recv().unwrap() {
+            StoreEvent::States(states) => {
+                if let Some((_, state)) = states.into_iter().find(|(token, _)| *token == 7) {
+                    return state;
+                }
+            }
+            StoreEvent::StatesAhead(states) => store.take_states_ahead(states),
+            _ => {}
+        }
+    }
+}
+
+fn store_states(store: &mut Store, usernames: &[&str]) {
+    let mut seq = 0;
+    for username in usernames {
+        seq += 1;
+        let change = StateChange::Set(format!("state of {username}").into_bytes());
+        store.write(Mono(0), put(seq, record(username), change));
+    }
+    store.handle_timeout(Mono(0) + GROUP_INTERVAL);
+    wait_stored(store, seq);
+    store.forget_all_cached();
+}
+
+#[test]
+fn a_read_does_not_end_the_grouping_of_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut opened = open(options(directory.path()));
+    let store = &mut opened.store;
+    store_states(store, &["u"]);
+    store.write(Mono(100), put(2, record("u"), StateChange::Keep));
+    assert_eq!(read_now(store, "u"), b"state of u");
+    assert_eq!(store.next_timeout(), Some(Mono(100) + GROUP_INTERVAL));
+}
+
+#[test]
+fn states_are_read_ahead_with_one_that_is_wanted() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut opened = open(options(directory.path()));
+    let store = &mut opened.store;
+    store_states(store, &["u", "v", "w"]);
+    assert!(!store.may_read_ahead());
+    assert_eq!(store.read_state(1, b"u", b"tcp:peer"), None);
+    assert!(store.may_read_ahead());
+    store.read_ahead(b"v", b"tcp:peer");
+    assert_eq!(read_now(store, "u"), b"state of u");
+    let state = store.read_state(2, b"v", b"tcp:peer");
+    assert_eq!(state.unwrap(), b"state of v");
+    assert_eq!(store.read_state(3, b"w", b"tcp:peer"), None);
+}
+
+#[test]
+fn a_state_read_ahead_never_replaces_a_newer_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut opened = open(options(directory.path()));
+    let store = &mut opened.store;
+    store_states(store, &["u", "v"]);
+    for forgotten in [false, true] {
+        let newer = format!("newer, {forgotten}").into_bytes();
+        assert_eq!(store.read_state(1, b"u", b"tcp:peer"), None);
+        store.read_ahead(b"v", b"tcp:peer");
+        store.send_reads();
+        assert!(!store.may_read_ahead());
+        store.write(
+            Mono(100),
+            put(3, record("v"), StateChange::Set(newer.clone())),
+        );
+        store.handle_timeout(Mono(100) + GROUP_INTERVAL);
+        if forgotten {
+            store.forget_all_cached();
+        }
+        assert_eq!(read_now(store, "v"), newer);
+        wait_stored(store, 3);
+        store.forget_all_cached();
+    }
+}
+
+#[test]
+fn states_in_memory_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut opened = open(options(directory.path()));
+    let store = &mut opened.store;
+    let key_bytes = key_of(b"u0", b"tcp:peer").len();
+    let state = vec![b'S'; MAX_CACHED_STATE_BYTES / 2 - key_bytes - CACHED_STATE_OVERHEAD_BYTES];
+    for username in ["u0", "u1", "u1"] {
+        store.cache(username.as_bytes(), b"tcp:peer", &state);
+    }
+    assert_eq!(store.cached_states.len(), 1);
+    store.cache(b"u0", b"tcp:peer", &state);
+    assert_eq!(store.cached_states.len(), 2);
+    assert_eq!(store.cached_bytes, MAX_CACHED_STATE_BYTES);
+    store.cache(b"u2", b"tcp:peer", b"");
+    assert_eq!(store.cached_states.len(), 1);
+    store.forget_cached(b"u2", b"tcp:peer");
+    assert_eq!((store.cached_states.len(), store.cached_bytes), (0, 0));
 }
 
 #[test]

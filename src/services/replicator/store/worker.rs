@@ -63,6 +63,13 @@ impl Worker {
         }
     }
 
+    /// With the next event that is sent.
+    pub(super) fn send_unannounced(&self, event: StoreEvent) {
+        if let Err(TrySendError::Full(event)) = self.events.try_send(event) {
+            self.send(event);
+        }
+    }
+
     pub(super) fn log(&self, level: Level, text: String) {
         self.send(StoreEvent::Log(level, text));
     }
@@ -212,14 +219,7 @@ impl Worker {
                     self.unsaved.add_all(batch);
                 }
             }
-            Command::ReadState {
-                token,
-                username,
-                target,
-            } => {
-                let state = self.newest_state(connection, &username, &target);
-                self.send(StoreEvent::State { token, state });
-            }
+            Command::ReadStates { asked, ahead } => self.read_states(connection, asked, ahead),
             Command::Close => return true,
             #[cfg(test)]
             Command::SetMaxPages(pages) => {
