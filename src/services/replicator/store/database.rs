@@ -164,7 +164,7 @@ impl Worker {
     }
 
     /// Whether the store has all that was reported stored, as far as the boot of the machine goes.
-    pub(super) fn settle_boot(&self, connection: &Connection) -> rusqlite::Result<Boot> {
+    pub(super) fn read_boot(&self, connection: &Connection) -> rusqlite::Result<Boot> {
         let stored: Option<String> = connection
             .query_row("SELECT value FROM meta WHERE key = 'boot_id'", [], |row| {
                 row.get(0)
@@ -176,16 +176,26 @@ impl Worker {
             })
             .optional()?;
         let same_boot = stored.as_deref() == Some(self.options.boot_id.as_str());
-        let boot = if same_boot || (stored.is_some() && clean == Some(true)) {
-            self.set_boot_id(connection)?;
+        Ok(if same_boot || (stored.is_some() && clean == Some(true)) {
             Boot::Trusted
         } else {
             Boot::Unclean
+        })
+    }
+
+    /// Sees to it that the disk has it that the store is in use, before anything is reported stored: were this
+    /// lost with the power, the next boot would trust what it must not.
+    pub(super) fn mark_in_use(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let Some(boot) = self.unmarked else {
+            return Ok(());
         };
+        if boot == Boot::Trusted {
+            self.set_boot_id(connection)?;
+        }
         connection.execute("INSERT OR REPLACE INTO meta VALUES('clean', 0)", [])?;
-        // Were this lost with the power, the next boot would trust what it must not.
         checkpoint(connection)?;
-        Ok(boot)
+        self.unmarked = None;
+        Ok(())
     }
 
     pub(super) fn set_boot_id(&self, connection: &Connection) -> rusqlite::Result<()> {

@@ -255,6 +255,7 @@ impl Store {
             targets: HashMap::new(),
             unsaved: Batch::default(),
             failing: false,
+            unmarked: None,
         };
         let thread = std::thread::Builder::new()
             .name("store".into())

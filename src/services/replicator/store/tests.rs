@@ -187,7 +187,9 @@ fn only_a_boot_that_ended_uncleanly_is_distrusted() {
     assert_eq!(open(same).boot, Boot::Trusted, "the machine is still up");
     drop(opened);
     let copied = tempfile::tempdir().unwrap();
-    let opened = open(next_boot("boot-2"));
+    let mut opened = open(next_boot("boot-2"));
+    // The thread answers when the disk has it that the store is in use.
+    read(&mut opened.store, "u");
     for suffix in ["", "-wal"] {
         let name = format!("{FILE_NAME}{suffix}");
         std::fs::copy(directory.path().join(&name), copied.path().join(&name)).unwrap();

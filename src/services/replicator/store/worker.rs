@@ -11,6 +11,8 @@ pub(super) struct Worker {
     pub(super) targets: HashMap<Vec<u8>, i64>,
     pub(super) unsaved: Batch,
     pub(super) failing: bool,
+    /// What the boot was found to be, until the disk has it that the store is in use.
+    pub(super) unmarked: Option<Boot>,
 }
 
 impl Worker {
@@ -129,17 +131,17 @@ impl Worker {
                 self.load(&connection)?;
                 Ok(connection)
             }) {
-                Ok(connection) => match self.settle_boot(&connection) {
-                    Ok(boot) => {
-                        self.send(StoreEvent::Ready(if lost { Boot::Unclean } else { boot }));
-                        return Some(connection);
-                    }
-                    Err(error) => {
+                Ok(connection) => {
+                    let boot = self.read_boot(&connection).unwrap_or_else(|error| {
                         self.log(Level::Error, format!("{}: {error}", self.path().display()));
-                        self.send(StoreEvent::Ready(Boot::Unclean));
-                        return Some(connection);
-                    }
-                },
+                        Boot::Unclean
+                    });
+                    self.unmarked = Some(boot);
+                    self.send(StoreEvent::Ready(if lost { Boot::Unclean } else { boot }));
+                    // Nobody waits for the disk. What fails is tried again, and said, before the first commit.
+                    let _ = self.mark_in_use(&connection);
+                    return Some(connection);
+                }
                 Err(OpenError::Unreadable(reason)) => {
                     self.send(StoreEvent::Lost);
                     self.set_aside(&reason);
@@ -241,7 +243,10 @@ impl Worker {
             return Ok(());
         }
         let batch = std::mem::take(&mut self.unsaved);
-        match self.commit(connection, &batch) {
+        let committed = self
+            .mark_in_use(connection)
+            .and_then(|()| self.commit(connection, &batch));
+        match committed {
             Ok(()) => {
                 if std::mem::take(&mut self.failing) {
                     self.log(
