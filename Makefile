@@ -76,7 +76,7 @@ stage: require-dovecot
 install: require-dovecot ## Install what was built, diverting the distribution's files of the same names
 	@for name in $(notdir $(installed)); do test -e "$(out)/$$name" || \
 		{ echo "$(out)/$$name is missing: run 'make build' first" >&2; exit 1; }; done
-	@$(foreach file,$(installed),$(call divert,$(file)) && $(call place,$(out)/$(notdir $(file)),$(DESTDIR)$(file));)
+	@$(foreach file,$(installed),$(call divert,$(file)); $(call place,$(out)/$(notdir $(file)),$(DESTDIR)$(file));)
 	@echo "installed. Load the plugin with: mail_plugins = \$$mail_plugins notify replication"
 
 # Dovecot does not start with a setting that no module knows: look before the module goes.
@@ -86,7 +86,7 @@ uninstall: require-dovecot ## Take out what was installed and restore the distri
 		used=$$(doveconf -n 2>/dev/null | grep -E '^ *replication_(sync_deadline|retry_min_interval|retry_max_interval|probe_timeout) *=' || true); \
 		test -z "$$used" || { echo "dovecot.conf names settings of this project; take these lines out first:" >&2; \
 			echo "$$used" >&2; exit 1; }; }
-	@$(foreach file,$(installed),if $(call is_ours,$(DESTDIR)$(file)); then rm -f "$(DESTDIR)$(file)"; $(call restore,$(file)); fi;)
+	@$(foreach file,$(installed),if $(call is_ours,$(DESTDIR)$(file)); then rm -f "$(DESTDIR)$(file)"; fi; $(call restore,$(file));)
 	@echo "uninstalled"
 
 ##@ Work on it
@@ -131,9 +131,10 @@ require-dovecot:
 	install dovecot-dev (Debian: make setup), or name the file in DOVECOT_CONFIG" >&2; exit 1; }
 
 # A file that a process has mapped is never written: a new one takes its name.
-place = mkdir -p "$(dir $(2))" && install -m $(if $(filter %.so,$(2)),0644,0755) "$(1)" "$(2).new" && mv -f "$(2).new" "$(2)"
+# Steps are separated by `;`, here and below: the shell's -e does not end on a failure before an `&&`.
+place = mkdir -p "$(dir $(2))"; install -m $(if $(filter %.so,$(2)),0644,0755) "$(1)" "$(2).new"; mv -f "$(2).new" "$(2)"
 
-# src/lib.rs puts this mark into everything that we build.
+# src/lib.rs and c-shim/settings-module.c put this mark into everything that we build.
 is_ours = grep -aqs 'dovecot-replication module' "$(1)"
 
 # Dovecot loads every *.so of the directory, so the diverted name must not end in it.
@@ -144,7 +145,8 @@ divert = if test -n "$(DESTDIR)"; then :; \
 		echo "diverted: the distribution's $(notdir $(1)) is now $(call diverted,$(1))"; \
 	elif test -e "$(1)" && ! test -e "$(call diverted,$(1))" && ! $(call is_ours,$(1)); then \
 		mv "$(1)" "$(call diverted,$(1))"; echo "moved: $(1) is now $(call diverted,$(1))"; fi
-restore = if test -n "$(DESTDIR)"; then :; \
-	elif command -v dpkg-divert >/dev/null && test -n "$$(dpkg-divert --list "$(1)")"; then \
+# Also where an install or uninstall was cut off in between; never over a file that is not ours.
+restore = if test -n "$(DESTDIR)" || test -e "$(1)"; then :; \
+	elif command -v dpkg-divert >/dev/null && test "$$(dpkg-divert --truename "$(1)")" = "$(call diverted,$(1))"; then \
 		dpkg-divert --quiet --local --rename --remove "$(1)"; echo "restored: $(1)"; \
 	elif test -e "$(call diverted,$(1))"; then mv "$(call diverted,$(1))" "$(1)"; echo "restored: $(1)"; fi

@@ -13,3 +13,6 @@ EXPORT const struct setting_parser_info *replication_settings_set_roots[] = {
 	&replication_setting_parser_info,
 	NULL
 };
+
+/* By this mark `make install` and `make uninstall` know a file as ours; src/lib.rs has it for the others. */
+static const char mark[] __attribute__((used)) = "dovecot-replication module";
