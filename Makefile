@@ -26,7 +26,7 @@ target := $(CARGO_TARGET_DIR)/dovecot-$(version)
 cargo := CARGO_TARGET_DIR=$(target) $(CARGO)
 # Without partial relro Rust links with -z now, and Dovecot cannot say which plugin is missing.
 cdylib = $(cargo) rustc --locked --lib --crate-type cdylib --no-default-features --profile module \
-	--features $(1) -- -C relro-level=partial
+	--features "$(1)" -- -C relro-level=partial
 
 # What is built, and where it goes.
 installed := \
@@ -71,6 +71,12 @@ stage: require-dovecot
 	@cp -a "$(libexecdir)" $(out)/lib.new
 	@cp -a "$(out)/destdir$(libexecdir)/." $(out)/lib.new/
 	@rm -rf $(out)/lib $(out)/destdir && mv $(out)/lib.new $(out)/lib
+
+# The mail plugin that panics where a test wants it; never installed.
+.PHONY: panics
+panics: require-dovecot
+	@$(call cdylib,plugin panics)
+	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/panics/lib20_replication_plugin.so)
 
 .PHONY: install
 install: require-dovecot ## Install what was built, diverting the distribution's files of the same names

@@ -33,6 +33,8 @@ mod mail_plugin {
     /// Called after loading.
     #[unsafe(no_mangle)]
     pub extern "C" fn replication_plugin_init(module: *mut ffi::module) {
+        // First, so that a panic of init can be logged.
+        guard("log init", (), hooks::init_log);
         guard("init", (), || hooks::init(module));
     }
 

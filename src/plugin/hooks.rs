@@ -100,10 +100,14 @@ static STORAGE_HOOKS: ffi::mail_storage_hooks = ffi::mail_storage_hooks {
     mail_allocated: None,
 };
 
-/// Registers with Dovecot and its notify plugin.
-pub fn init(module: *mut ffi::module) {
+/// Sends what is logged, and what a panic says, to Dovecot's log.
+pub fn init_log() {
     crate::host::log::init(log::LevelFilter::Info);
     guard::silence_panic_hook();
+}
+
+/// Registers with Dovecot and its notify plugin.
+pub fn init(module: *mut ffi::module) {
     let (sender, receiver) = notifier::channel();
     SENDER.set(sender);
     NOTIFIER.set(Notifier::new(receiver));
@@ -129,8 +133,8 @@ pub fn unhook() {
         // SAFETY: the hooks were added by init.
         unsafe { ffi::mail_storage_hooks_remove(&raw const STORAGE_HOOKS) };
         unregister(registered.notify);
-        guard::restore_panic_hook();
     }
+    guard::restore_panic_hook();
     drop(SENDER.take());
     drop(NOTIFIER.take());
 }
@@ -290,6 +294,9 @@ extern "C" fn retry_hook() {
     guard("retry", (), || {
         NOTIFIER.with(Notifier::handle_retry);
     });
+    if guard::stepped_aside() {
+        NOTIFIER.with(Notifier::disarm);
+    }
 }
 
 unsafe extern "C" fn transaction_begin_hook(

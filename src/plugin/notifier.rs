@@ -82,6 +82,11 @@ impl Notifier {
         self.drain();
     }
 
+    /// No retry any more: it would come again and again to a plugin that has stepped aside.
+    pub fn disarm(&mut self) {
+        self.retry = None;
+    }
+
     /// Tries what waits, due or not: a user goes.
     pub fn flush(&mut self) {
         self.drain();
