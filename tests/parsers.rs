@@ -7,7 +7,7 @@
 mod bodies;
 
 /// Pieces that parsers look for, so that random input gets past their first look.
-const WORDS: [&[u8]; 18] = [
+const WORDS: [&[u8]; 30] = [
     b"\t",
     b"\n",
     b"\x01",
@@ -26,6 +26,18 @@ const WORDS: [&[u8]; 18] = [
     b"500ms",
     b"18446744073709551615",
     b"\xff\xfe",
+    b"A\t",
+    b"\t1\n",
+    b"\thigh\t2\n",
+    b"LIST\t1\t",
+    b"USER\t1\t",
+    b"DONE\t1\n",
+    b"FAIL\t1\treason=",
+    b"REPLICATE\t",
+    b"NOTIFY\t",
+    b"-CHANGED\n",
+    b"\0\0\0\0\x02",
+    b"L\0\0\0\x05\x04err\n",
 ];
 
 #[test]

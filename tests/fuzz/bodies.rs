@@ -4,23 +4,75 @@
 
 use dovecot_replication::cli::client::{LINE_BYTES_MAX, ask, request};
 use dovecot_replication::cli::{Kind, row, show};
+use dovecot_replication::engine::aggregator::line::{
+    LineSplitter, MAX_USERNAME, Step, parse_notification,
+};
+use dovecot_replication::engine::aggregator::{journal, link::Link};
+use dovecot_replication::engine::protocol::doveadm_server::{
+    DoveadmReader, Event, MAX_STATE_BYTES,
+};
+use dovecot_replication::engine::protocol::replicator_doveadm::RequestReader;
+use dovecot_replication::engine::protocol::replicator_notify::NotifyReader;
+use dovecot_replication::engine::protocol::userdb::UserdbReader;
+use dovecot_replication::engine::replicator::wildcard_match;
 use dovecot_replication::engine::strescape::{append_tabescaped, split_tabescaped, tabunescape};
 use dovecot_replication::engine::{
     LINE_MAX_BYTES, Priority, REPLY_MAX_BYTES, SYNC_TIMEOUT_MAX, SyncReplyReader,
-    notification_line, parse_sync_timeout,
+    notification_line, parse_sync_timeout, time::Mono,
 };
 
 /// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 13] = [
     ("strescape", strescape),
     ("notification_line", notification),
     ("sync_timeout", sync_timeout),
     ("sync_reply", sync_reply),
     ("replicator_answer", replicator_answer),
+    ("aggregator_line", aggregator_line),
+    ("aggregator_journal", aggregator_journal),
+    ("aggregator_link", aggregator_link),
+    ("replicator_notify", replicator_notify),
+    ("replicator_doveadm", replicator_doveadm),
+    ("userdb", userdb),
+    ("doveadm_server", doveadm_server),
+    ("mask", mask),
 ];
+
+/// What a reader makes of a stream that comes in pieces of `size` bytes, up to its first error.
+macro_rules! read_in_pieces {
+    ($reader:ty, $next:ident, $stream:expr, $size:expr) => {{
+        let mut reader = <$reader>::new();
+        let mut seen = Vec::new();
+        'stream: for piece in $stream.chunks($size) {
+            reader.push(piece);
+            loop {
+                match reader.$next() {
+                    Ok(None) => break,
+                    Ok(Some(event)) => seen.push(Ok(event)),
+                    Err(error) => {
+                        seen.push(Err(error));
+                        break 'stream;
+                    }
+                }
+            }
+        }
+        seen
+    }};
+}
+
+/// Short input comes byte by byte, long input in a bounded number of pieces: looking again and again at
+/// a line that grows takes time.
+fn piece(data: &[u8]) -> usize {
+    1 + data.len() / 64
+}
+
+/// The bytes as they are, and behind a greeting, which chance does not find.
+fn with_greeting(greeting: &[u8], data: &[u8]) -> [Vec<u8>; 2] {
+    [data.to_vec(), [greeting, data].concat()]
+}
 
 /// Escaping is undone by unescaping, whatever the bytes, and leaves nothing that ends a field.
 pub fn strescape(data: &[u8]) {
@@ -94,5 +146,135 @@ pub fn replicator_answer(data: &[u8]) {
     if let Err(error) = result {
         assert!((64..=78).contains(&error.exit_code()));
         assert!(!error.to_string().is_empty());
+    }
+}
+
+/// What is in the fifo is the same notifications however it is cut, and each is fit to be kept.
+pub fn aggregator_line(data: &[u8]) {
+    let whole = fifo_lines(data, data.len().max(1));
+    assert_eq!(whole, fifo_lines(data, piece(data)));
+    for line in whole.iter().flatten() {
+        if let Ok(Some(notification)) = parse_notification(line) {
+            let name = notification.username;
+            assert!(!name.is_empty() && name.len() <= MAX_USERNAME && !name.contains(&0));
+            assert!(std::str::from_utf8(&name).is_ok());
+            assert!(notification.priority > Priority::None);
+        }
+    }
+}
+
+/// The lines, `None` for each that is too long.
+fn fifo_lines(data: &[u8], size: usize) -> Vec<Option<Vec<u8>>> {
+    let mut splitter = LineSplitter::default();
+    let mut lines = Vec::new();
+    let mut stream: Vec<u8> = Vec::new();
+    for piece in data.chunks(size) {
+        stream.extend_from_slice(piece);
+        loop {
+            let taken = match splitter.step(&stream) {
+                Step::Incomplete => break,
+                Step::Line(line) => {
+                    lines.push(Some(line.to_vec()));
+                    line.len() + 1
+                }
+                Step::TooLong(bytes) => {
+                    lines.push(None);
+                    bytes
+                }
+                Step::Skip(bytes) => bytes,
+            };
+            assert!(taken > 0 && taken <= stream.len());
+            stream.drain(..taken);
+        }
+    }
+    lines
+}
+
+/// Damage is found, and what was written comes back whatever stands before it.
+pub fn aggregator_journal(data: &[u8]) {
+    let mut journal = [data, b"\n"].concat();
+    let before = journal::records(&journal).count();
+    journal::append_put(&mut journal, data, Priority::Sync);
+    journal::append_done(&mut journal, data);
+    let added: Vec<_> = journal::records(&journal).skip(before).collect();
+    let expected = [
+        Some(journal::Record::Put(data.to_vec(), Priority::High)),
+        Some(journal::Record::Done(data.to_vec())),
+    ];
+    assert_eq!(added, expected);
+}
+
+/// However the replicator's answers are cut, they say the same.
+pub fn aggregator_link(data: &[u8]) {
+    let read = |size: usize| {
+        let mut link = Link::new(Mono(0));
+        let mut replies = Vec::new();
+        let mut pieces = data.chunks(size);
+        let error = pieces.find_map(|piece| link.handle_input(piece, &mut replies).err());
+        (replies, error)
+    };
+    assert_eq!(read(data.len().max(1)), read(piece(data)));
+}
+
+/// However an aggregator's lines are cut, they say the same.
+pub fn replicator_notify(data: &[u8]) {
+    for stream in with_greeting(b"VERSION\treplicator-notify\t1\t1\n", data) {
+        let whole = read_in_pieces!(NotifyReader, next_request, stream, stream.len().max(1));
+        assert_eq!(
+            whole,
+            read_in_pieces!(NotifyReader, next_request, stream, piece(data))
+        );
+    }
+}
+
+/// However a client's requests are cut, they say the same.
+pub fn replicator_doveadm(data: &[u8]) {
+    for stream in with_greeting(b"VERSION\treplicator-doveadm-client\t1\t0\n", data) {
+        let whole = read_in_pieces!(RequestReader, next_request, stream, stream.len().max(1));
+        assert_eq!(
+            whole,
+            read_in_pieces!(RequestReader, next_request, stream, piece(data))
+        );
+    }
+}
+
+/// However the auth server's answers are cut, they say the same.
+pub fn userdb(data: &[u8]) {
+    for stream in with_greeting(b"VERSION\t1\t2\n", data) {
+        let whole = read_in_pieces!(UserdbReader, next_event, stream, stream.len().max(1));
+        assert_eq!(
+            whole,
+            read_in_pieces!(UserdbReader, next_event, stream, piece(data))
+        );
+    }
+}
+
+/// However doveadm-server's answer is cut, it says the same; only log lines may come sooner.
+pub fn doveadm_server(data: &[u8]) {
+    let plain = with_greeting(b"+\n", data);
+    let multiplexed = [b"VERSION\tdoveadm-client\t1\t1\n+\n", data].concat();
+    for stream in plain.into_iter().chain([multiplexed]) {
+        let read = |size: usize| {
+            let mut seen = read_in_pieces!(DoveadmReader, next_event, stream, size);
+            seen.retain(|event| !matches!(event, Ok(Event::Error(_))));
+            seen
+        };
+        let whole = read(stream.len().max(1));
+        for event in &whole {
+            if let Ok(Event::Finished(reply)) = event {
+                assert!(reply.state.len() <= MAX_STATE_BYTES);
+            }
+        }
+        assert_eq!(whole, read(piece(data)));
+    }
+}
+
+/// A mask of `*` is for everybody, and a name without wildcards for itself.
+pub fn mask(data: &[u8]) {
+    let (text, mask) = data.split_at(data.len() / 2);
+    let _any = wildcard_match(text, mask);
+    assert!(wildcard_match(text, b"*"));
+    if !text.iter().any(|byte| matches!(byte, b'*' | b'?')) {
+        assert!(wildcard_match(text, text));
     }
 }
