@@ -149,7 +149,8 @@ impl fmt::Display for Explained<'_> {
     }
 }
 
-fn text(errno: Errno) -> String {
+/// The words of `strerror`.
+pub fn text(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();
     text.split(" (os error")
         .next()

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
-use super::fifo::{Explained, Fifo, Refusal};
+use super::fifo::{Explained, Fifo, Refusal, text};
 use super::socket::{self, LastResort, SyncFailureKind};
 use crate::engine::time::Mono;
 use crate::engine::{Notification, Outage, Pending, Priority};
@@ -35,6 +35,8 @@ pub struct Notifier {
     target: Option<Target>,
     fifo_outage: Outage<Refusal>,
     sync_outage: Outage<SyncFailureKind>,
+    /// More users than may wait, and the socket does not take them either.
+    overflow_outage: Outage<()>,
     retry: Option<RetryTimeout>,
 }
 
@@ -52,6 +54,7 @@ impl Notifier {
             target: None,
             fifo_outage: Outage::default(),
             sync_outage: Outage::default(),
+            overflow_outage: Outage::default(),
             retry: None,
         }
     }
@@ -144,7 +147,7 @@ impl Notifier {
                 named(&self.pending),
                 target.fifo.path().display(),
                 target.socket_path.display(),
-                std::io::Error::from(errno),
+                text(errno),
             );
         }
     }
@@ -220,16 +223,22 @@ impl Notifier {
     }
 
     fn overflow(&mut self, notification: &Notification) {
+        let now = self.now();
         let Some(target) = &self.target else { return };
         let sent = LastResort::connect(&target.socket_path)
             .and_then(|socket| socket.send(&notification.username, notification.priority));
-        if let Err(errno) = sent {
+        let Err(errno) = sent else {
+            let _told = self.overflow_outage.handle_success();
+            return;
+        };
+        if self.overflow_outage.handle_failure(now, (), Duration::ZERO) {
             log::warn!(
-                "replication({}): Couldn't send notification: {} users wait already and {}: {}",
+                "replication({}): Couldn't send notification: {} users wait already and {}: {}; not logged \
+                 again by this process until it changes; doveadm replicator replicate '*' makes up for it",
                 String::from_utf8_lossy(&notification.username),
                 self.pending.len(),
                 target.socket_path.display(),
-                std::io::Error::from(errno),
+                text(errno),
             );
         }
     }

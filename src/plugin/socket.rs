@@ -16,6 +16,7 @@ use rustix::net::{
     send, socket_with,
 };
 
+use super::fifo::text;
 use crate::engine::{InvalidReply, Priority, SyncReply, SyncReplyReader, notification_line};
 
 /// A listen queue that is full is looked at again after this time.
@@ -206,12 +207,4 @@ fn timespec(duration: Duration) -> Timespec {
         tv_sec: i64::MAX,
         tv_nsec: 0,
     })
-}
-
-fn text(errno: Errno) -> String {
-    let text = std::io::Error::from(errno).to_string();
-    text.split(" (os error")
-        .next()
-        .unwrap_or_default()
-        .to_owned()
 }
