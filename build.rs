@@ -74,7 +74,13 @@ fn build_for(host: &str, dovecot: &Dovecot) {
     if host == "daemon" {
         cc.file("c-shim/settings.c");
     }
-    cc.compile(&format!("replication_{host}_shim"));
+    cc.try_compile(&format!("replication_{host}_shim"))
+        .unwrap_or_else(|e| {
+            fail(&format!(
+                "the C shim does not compile with Dovecot's headers in {}: {e}; {INSTALL_HINT}",
+                dovecot.include_dir.display()
+            ))
+        });
     bind(&header, host, dovecot);
     if host == "daemon" {
         println!(
