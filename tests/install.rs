@@ -288,6 +288,9 @@ fn no_headers(target: &Target) -> Outcome {
     Ok(())
 }
 
+/// What a trial does on its target.
+type Case = fn(&Target) -> Outcome;
+
 fn main() -> ExitCode {
     let mut trials = Vec::new();
     for target in Target::all_staged() {
@@ -298,7 +301,7 @@ fn main() -> ExitCode {
         if !target.outside(Path::new("/usr/bin/make")).exists() {
             target.missing.get_or_insert("no make".to_owned());
         }
-        let cases: [(&str, fn(&Target) -> Outcome); 6] = [
+        let cases: [(&str, Case); 6] = [
             (
                 "install_diverts_and_uninstall_restores_exactly",
                 installed_and_taken_out,
