@@ -253,9 +253,8 @@ fn serve_doveadm(mut client: &UnixStream, shared: &Shared) -> io::Result<()> {
     {
         let mut seen = shared.lock();
         seen.count += 1;
-        if let Some(user) = command.get(1).and_then(|user| number(user))
-            && let Some(sync) = seen.syncs.get_mut(user)
-        {
+        let user = command.get(1).and_then(|user| number(user));
+        if let Some(sync) = user.and_then(|user| seen.syncs.get_mut(user)) {
             *sync = Some(Instant::now());
         }
         shared.changed.notify_all();

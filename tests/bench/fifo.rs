@@ -59,9 +59,8 @@ impl Fifo {
 
 impl Drop for Fifo {
     fn drop(&mut self) {
-        if self.file.write_all(&[END]).is_ok()
-            && let Some(thread) = self.thread.take()
-        {
+        let told = self.file.write_all(&[END]).is_ok();
+        if let Some(thread) = self.thread.take().filter(|_| told) {
             // It counts and nothing else: there is nothing to hear from it.
             let _ended = thread.join();
         }
