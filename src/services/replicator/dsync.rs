@@ -261,7 +261,7 @@ impl Replicator {
         self.finish_sync(now, dsync.sync, outcome, &reason);
     }
 
-    pub(super) fn abort_sync(&mut self, now: Now, sync: SyncId) {
+    pub(super) fn abort_sync(&mut self, now: Now, sync: SyncId, reason: &str) {
         if self.waiting_for_state.remove(&sync).is_some() {
             self.finish_sync(now, sync, SyncOutcome::Timeout, "");
             return;
@@ -283,7 +283,7 @@ impl Replicator {
             None => String::new(),
         };
         warn!(
-            "{}: dsync is not getting on, its connection{process} will be ended",
+            "{}: {reason}: the connection of its dsync{process} will be ended",
             printable(&dsync.username)
         );
         dsync.aborting = Some(Aborting {

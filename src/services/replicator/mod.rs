@@ -401,7 +401,7 @@ impl Replicator {
                 target,
                 full,
             } => self.start_sync(now, sync, username, target, full),
-            Action::AbortSync { sync } => self.abort_sync(now, sync),
+            Action::AbortSync { sync, reason } => self.abort_sync(now, sync, &reason),
             Action::Acknowledge { connection, line } => {
                 if let Some(&slot) = self.aggregators.get(&connection) {
                     self.acknowledge(slot, line);
