@@ -109,7 +109,7 @@ impl Replicator {
 
     /// All that is known of the peers.
     #[must_use]
-    pub fn peers(&self) -> Vec<PeerDetails> {
+    pub fn peers(&self, now: Now) -> Vec<PeerDetails> {
         let peers = self.peers.iter().filter(|(_, peer)| peer.users > 0);
         let peers = peers.map(|(id, peer)| PeerDetails {
             target: peer.target.to_vec(),
@@ -118,6 +118,10 @@ impl Replicator {
             reason: peer.reason.clone(),
             waiting: u32::try_from(self.queue.waiting_for(id).count()).unwrap_or(u32::MAX),
             users: peer.users,
+            next_probe_secs: peer.next_probe().map(|at| {
+                let millis = at.since(now.mono).as_millis();
+                u32::try_from(millis.div_ceil(1000)).unwrap_or(u32::MAX)
+            }),
         });
         peers.collect()
     }

@@ -351,7 +351,7 @@ impl Replicator {
                 None => out.extend_from_slice(protocol::USER_NOT_FOUND),
             },
             Request::Peers => {
-                for peer in self.engine.peers() {
+                for peer in self.engine.peers(now) {
                     let reachable: &[u8] = match peer.reachable {
                         Some(true) => b"up",
                         Some(false) => b"down",
@@ -360,13 +360,14 @@ impl Replicator {
                     let since = peer.since.0.to_string();
                     let waiting = peer.waiting.to_string();
                     let users = peer.users.to_string();
+                    let next_probe = peer.next_probe_secs.map(|secs| secs.to_string());
                     let fields = [
                         &peer.target,
                         reachable,
                         since.as_bytes(),
                         waiting.as_bytes(),
                         peer.reason.as_bytes(),
-                        b"",
+                        next_probe.as_deref().unwrap_or_default().as_bytes(),
                         users.as_bytes(),
                     ];
                     protocol::append_fields(out, fields);
