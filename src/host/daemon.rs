@@ -115,7 +115,7 @@ pub fn run<P, D: Daemon + 'static>(
             ExitCode::SUCCESS
         }
         Err(e) => {
-            log::error!("Fatal: {e}");
+            log::error!("{e}");
             ExitCode::from(FATAL_DEFAULT)
         }
     };
