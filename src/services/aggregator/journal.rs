@@ -29,6 +29,17 @@ pub struct JournalDir {
     path: PathBuf,
 }
 
+/// Whether an aggregator of this `state_dir` runs, or was ended before it had handed on all.
+#[must_use]
+pub fn is_left(state_dir: &Path) -> bool {
+    let Ok(files) = std::fs::read_dir(state_dir.join(DIR_NAME)) else {
+        return false;
+    };
+    files
+        .flatten()
+        .any(|file| file.file_name().to_string_lossy().ends_with(SUFFIX))
+}
+
 fn failed(call: &str, path: &Path, error: impl Into<io::Error>) -> io::Error {
     let error: io::Error = error.into();
     let text = crate::services::aggregator::strerror(&error);
