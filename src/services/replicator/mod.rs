@@ -34,6 +34,7 @@ use crate::engine::replicator::{
     SyncId, SyncOutcome,
 };
 use crate::engine::time::{Mono, Now};
+use crate::services::aggregator::journal;
 use crate::services::daemon::Daemon;
 
 use clients::{DoveadmClient, NotifyClient};
