@@ -72,6 +72,10 @@ impl Replicator {
         for id in blocked {
             self.place(id, Place::Peer(peer));
         }
+        let waiting: Vec<RowId> = self.queue.waiting_for(peer).collect();
+        for id in &waiting {
+            self.recount(id.user);
+        }
         for user in self.waiters.users() {
             let is_syncing = matches!(self.busy.get(&user), Some(Busy::Sync(_)));
             let is_blocked = self.users.rows(user).any(|row| row.peer == Some(peer));
@@ -90,7 +94,7 @@ impl Replicator {
             self.abort(sync, PEER_IS_AWAY);
         }
         let reason = self.peers.get(peer).map_or("", |peer| &peer.reason);
-        let waiting = self.queue.waiting_for(peer).count();
+        let waiting = waiting.len();
         let text = format!("Peer is not reachable: {reason} ({waiting} users are waiting)");
         self.say_of_peer(Level::Warning, peer, text);
     }

@@ -140,7 +140,10 @@ impl Replicator {
                 .unwrap_or(Priority::None),
             last_fast_sync: oldest(|row| row.last_fast_sync),
             last_full_sync: oldest(|row| row.last_full_sync),
-            failed: self.users.rows(id).any(|row| row.failed),
+            failed: self.users.row_ids(id).any(|row| {
+                self.users.row(row).is_some_and(|row| row.failed)
+                    || self.is_away(self.queue.place(row))
+            }),
             last_success: oldest(|row| row.last_success),
             next_sync_secs: row_ids
                 .map(|row| self.next_sync_secs(now, row))

@@ -29,6 +29,15 @@ fn peer_that_is_down_is_probed_for_all_and_all_go_on_when_it_is_back() {
     world.change("elsewhere", Priority::Low);
     world.settle();
     assert_eq!(world.started.last().expect("some").username, "elsewhere");
+    // Health checks see them.
+    assert_eq!(world.engine.counters().waiting_failed, users as u64);
+    assert_eq!(world.engine.counters().queued_high, 0);
+    let mut failed = 0;
+    let mut count = |status: UserStatus<'_>| failed += usize::from(status.failed);
+    world
+        .engine
+        .list(world.now, Cursor::default(), u32::MAX, b"u*", &mut count);
+    assert_eq!(failed, users);
     let peers = world.engine.peers(world.now);
     assert_eq!(peers[0].waiting as usize, users);
     assert_eq!(peers[0].reachable, Some(false));
