@@ -25,6 +25,7 @@ const STUCK_CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct NotifyClient {
     pub(super) id: ConnectionId,
     reader: NotifyReader,
+    greeted: bool,
     acknowledged: bool,
     /// The last line that the engine was told.
     last_told: u64,
@@ -39,6 +40,7 @@ impl NotifyClient {
         Self {
             id,
             reader: NotifyReader::new(),
+            greeted: false,
             acknowledged: false,
             last_told: 0,
             last_read: 0,
@@ -111,7 +113,7 @@ impl Replicator {
         socket: &mut Socket,
         client: &mut NotifyClient,
     ) -> Turn {
-        if !self.is_loaded {
+        if !self.is_loaded && client.greeted {
             return Turn::Wait;
         }
         // What an earlier read brought and the engine had no room for.
@@ -148,7 +150,12 @@ impl Replicator {
     fn serve_lines(&mut self, now: Now, socket: &mut Socket, client: &mut NotifyClient) -> Lines {
         let safe_before = client.safe_line();
         let served = loop {
-            if !self.engine.accepts_notifications() {
+            // An aggregator that is not answered for long takes this for stock's, whatever the store waits for.
+            let has_room = match self.is_loaded {
+                true => self.engine.accepts_notifications(),
+                false => !client.greeted,
+            };
+            if !has_room {
                 break Lines::NoRoom;
             }
             match client.reader.next_request() {
@@ -179,6 +186,7 @@ impl Replicator {
         match notice {
             Notice::Hello { acknowledged } => {
                 client.acknowledged = acknowledged;
+                client.greeted = true;
                 if acknowledged {
                     replicator_notify::append_version(socket.output());
                 }

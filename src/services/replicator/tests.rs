@@ -693,6 +693,27 @@ fn a_store_that_becomes_unreadable_in_use_is_begun_anew_with_a_sync_of_everybody
 }
 
 #[test]
+fn an_aggregator_is_greeted_while_the_store_is_not_loaded_and_its_lines_wait() {
+    let setup = Setup::with_peer(&["u1"]);
+    let mut first = setup.start();
+    first.run_until("the store", |running| {
+        running.daemon.is_loaded().then_some(())
+    });
+    // The first holds the lock.
+    let mut second = setup.start();
+    let mut client = second.aggregator(1);
+    client.write_all(b"U\tu1\thigh\t1\n").unwrap();
+    second.read_until(&mut client, "VERSION\treplicator-notify\t1\t1\n");
+    assert!(!second.daemon.is_loaded());
+    let now = first.now();
+    first.daemon.handle_shutdown(now);
+    drop(first);
+    while setup.requests.try_recv().is_ok() {}
+    second.read_until(&mut client, "A\t1\n");
+    second.run_until("a sync", |_| setup.requests.try_recv().ok());
+}
+
+#[test]
 fn a_journal_that_an_aggregator_left_makes_the_master_start_another() {
     let setup = Setup::with_peer(&["u1"]);
     let socket = setup.directory.path().join(super::AGGREGATOR_SOCKET);
