@@ -510,12 +510,12 @@ fn reload_with_work_left(target: &Target) -> Outcome {
     write_fifo(&node, b"u1\tlow\n")?;
     let journals = node.path("state/replication-aggregator");
     wait_for("u1 in a journal", harness::PATIENCE, || {
-        for file in std::fs::read_dir(&journals)? {
-            if std::fs::read_to_string(file?.path())?.contains("\tu1\t") {
-                return Ok(Some(()));
-            }
-        }
-        Ok(None)
+        // A file may be renamed, or go, between two looks.
+        let files = std::fs::read_dir(&journals).into_iter().flatten();
+        let mut texts = files
+            .flatten()
+            .flat_map(|file| std::fs::read_to_string(file.path()));
+        Ok(texts.any(|text| text.contains("\tu1\t")).then_some(()))
     })?;
     fake.forget();
     node.doveadm(&["reload"])?;
