@@ -54,8 +54,8 @@ replication_settings_check(void *set_, pool_t pool, const char **error_r)
 			set->replication_probe_timeout, "msecs", 100, 60*1000,
 			"100 msecs to 1 min", pool, error_r))
 		return FALSE;
-	if (set->replication_retry_min_interval / 1000 >
-	    set->replication_retry_max_interval) {
+	if (set->replication_retry_min_interval >
+	    set->replication_retry_max_interval * 1000) {
 		*error_r = p_strdup_printf(pool,
 			"replication_retry_min_interval: %u msecs is longer than "
 			"replication_retry_max_interval, expected at most %u secs",

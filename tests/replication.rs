@@ -92,6 +92,18 @@ fn main() -> ExitCode {
             let of = target.clone();
             trials.push(trial(
                 &target,
+                "reload_with_work_left_in_the_journal_needs_no_further_notification",
+                move || reload_with_work_left(&of),
+            ));
+            let of = target.clone();
+            trials.push(trial(
+                &target,
+                "three_nodes_with_two_replicas_each_become_equal",
+                move || three_nodes(&of),
+            ));
+            let of = target.clone();
+            trials.push(trial(
+                &target,
                 "plus_means_that_the_mail_is_on_the_peer",
                 move || honest_plus(&of),
             ));
@@ -476,4 +488,129 @@ fn honest_plus(target: &Target) -> Outcome {
     pair.a.tolerate_log("Sync failure: Timeout in 2000 msecs");
     lmtp.quit()?;
     pair.finish()
+}
+
+fn reload_with_work_left(target: &Target) -> Outcome {
+    let (node, fake) = faked(target, users("u", 3), "")?;
+    fake.wait_users(3, harness::PATIENCE)?;
+    let replicators = node.processes("replicator")?;
+    let aggregators = wait_for("an aggregator", harness::PATIENCE, || {
+        write_fifo(&node, b"u0\tlow\n")?;
+        Ok(Some(node.processes("aggregator")?).filter(|pids| !pids.is_empty()))
+    })?;
+    let signal = |pids: &[i32], name| {
+        let pids = pids.iter().map(ToString::to_string);
+        let status = std::process::Command::new("kill")
+            .arg(name)
+            .args(pids)
+            .status()?;
+        check(status.success(), || format!("kill {name} failed"))
+    };
+    signal(&replicators, "-STOP")?;
+    write_fifo(&node, b"u1\tlow\n")?;
+    let journals = node.path("state/replication-aggregator");
+    wait_for("u1 in a journal", harness::PATIENCE, || {
+        // A file may be renamed, or go, between two looks.
+        let files = std::fs::read_dir(&journals).into_iter().flatten();
+        let mut texts = files
+            .flatten()
+            .flat_map(|file| std::fs::read_to_string(file.path()));
+        Ok(texts.any(|text| text.contains("\tu1\t")).then_some(()))
+    })?;
+    fake.forget();
+    node.doveadm(&["reload"])?;
+    wait_for("the end of the aggregator", harness::PATIENCE, || {
+        let running = node.processes("aggregator")?;
+        let ended = !running.iter().any(|pid| aggregators.contains(pid));
+        Ok(ended.then_some(()))
+    })?;
+    signal(&replicators, "-KILL")?;
+    fake.wait_request("u1")?;
+    node.expect_log("SIGHUP received");
+    // Dovecot's own, when a process of before the reload looks for the stats of before it.
+    node.tolerate_log("stats-writer");
+    node.tolerate_log("killed with signal 9");
+    node.tolerate_log("replicator is away");
+    node.finish()
+}
+
+fn three_nodes(target: &Target) -> Outcome {
+    let ports = [
+        harness::ports::Port::take()?,
+        harness::ports::Port::take()?,
+        harness::ports::Port::take()?,
+    ];
+    let names = ["u1", "u2"];
+    let node = |own: usize| {
+        let number = |at: usize| ports[(own + at) % 3].number();
+        let (port, peer, other) = (number(0), number(1), number(2));
+        let (user, _) = harness::node::MAIL_USER;
+        Node::of(target)
+            .mail_plugins("$mail_plugins notify replication acl")
+            .services()
+            .hostname(["node-a", "node-b", "node-c"][own])
+            .users(names.map(User::local))
+            .config(&format!(
+                "\
+service replicator {{
+  process_min_avail = 1
+  unix_listener replicator-doveadm {{
+    mode = 0600
+  }}
+}}
+service aggregator {{
+  fifo_listener replication-notify-fifo {{
+    user = {user}
+  }}
+  unix_listener replication-notify {{
+    user = {user}
+  }}
+}}
+service doveadm {{
+  inet_listener {{
+    port = {port}
+  }}
+}}
+doveadm_port = {port}
+doveadm_password = Pa$$word
+plugin {{
+  mail_replica = tcp:127.0.0.1:{peer}
+  mail_replica2 = tcp:127.0.0.1:{other}
+}}
+"
+            ))
+            .start()
+    };
+    let nodes = [node(0)?, node(1)?, node(2)?];
+    for user in names {
+        nodes[0].lmtp()?.deliver(&[user], &message("first"))?;
+        for node in &nodes {
+            node.wait_mails(user, 1)?;
+        }
+    }
+    for (number, node) in nodes.iter().enumerate() {
+        for user in names {
+            node.lmtp()?
+                .deliver(&[user], &message(&format!("mail-{number}")))?;
+        }
+    }
+    for user in names {
+        for node in &nodes {
+            node.wait_mails(user, 4)?;
+        }
+        for (a, b) in [(0, 1), (1, 2)] {
+            wait_for("equality", harness::PATIENCE, || {
+                let found = harness::compare::differences(&nodes[a], &nodes[b], user)?;
+                Ok(found.is_empty().then_some(()))
+            })?;
+        }
+    }
+    let peers = nodes[0].doveadm(&["-f", "tab", "replicator", "peers"])?;
+    check(peers.matches("\tup\t").count() == 2, || peers.clone())?;
+    for node in &nodes {
+        // The others come and go with the test.
+        node.tolerate_log("not reachable");
+        node.tolerate_log("is reachable again");
+    }
+    nodes.into_iter().try_for_each(Node::finish)
 }

@@ -8,6 +8,7 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ use super::bindings as ffi;
 use super::settings::{self, Settings};
 use crate::engine::time::{Mono, Now, UnixSecs};
 use crate::services::daemon::Daemon;
+use crate::services::thread::prepare_threads;
 
 /// Dovecot's exit status for a service that cannot go on.
 const FATAL_DEFAULT: u8 = 89;
@@ -89,6 +91,7 @@ pub fn run<P, D: Daemon + 'static>(
     start: impl FnOnce(P, Now) -> Result<D, String>,
 ) -> ExitCode {
     abort_on_panic();
+    prepare_threads(block_signals);
     let mut args = leaked_args();
     let count = c_int::try_from(args.len().saturating_sub(1)).unwrap_or_default();
     // SAFETY: name and arguments are C strings, the arguments NULL-ended and leaked.
@@ -112,7 +115,7 @@ pub fn run<P, D: Daemon + 'static>(
             ExitCode::SUCCESS
         }
         Err(e) => {
-            log::error!("Fatal: {e}");
+            log::error!("{e}");
             ExitCode::from(FATAL_DEFAULT)
         }
     };
@@ -207,6 +210,15 @@ extern "C" fn timed_out() {
             daemon.handle_timeout(now);
         }
     });
+}
+
+/// libdovecot's signal handlers belong to the thread of its ioloop.
+fn block_signals() {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is ours and is filled here.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: the set was filled, and no former mask is asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut()) };
 }
 
 fn abort_on_panic() {

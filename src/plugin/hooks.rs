@@ -22,7 +22,7 @@ use crate::host::mail::{
 };
 
 /// A user with a value in one of these is replicated.
-const REPLICA_SETTINGS: [&CStr; 9] = [
+const REPLICA_SETTINGS: [&CStr; 8] = [
     c"mail_replica",
     c"mail_replica2",
     c"mail_replica3",
@@ -31,7 +31,6 @@ const REPLICA_SETTINGS: [&CStr; 9] = [
     c"mail_replica6",
     c"mail_replica7",
     c"mail_replica8",
-    c"mail_replica9",
 ];
 
 static NOTIFIER: MainThread<Notifier> = MainThread::new();

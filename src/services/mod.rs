@@ -6,3 +6,4 @@ pub mod aggregator;
 pub mod daemon;
 
 pub mod replicator;
+pub mod thread;

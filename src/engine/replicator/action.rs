@@ -66,6 +66,8 @@ pub enum Action {
     AbortSync {
         /// Which.
         sync: SyncId,
+        /// Why, for the administrator.
+        reason: String,
     },
     /// Every line of this connection up to and including `line` is safe: send `A\t<line>`.
     Acknowledge {

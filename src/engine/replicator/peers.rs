@@ -292,7 +292,7 @@ impl Peers {
 }
 
 impl Peer {
-    fn next_probe(&self) -> Option<Mono> {
+    pub(super) fn next_probe(&self) -> Option<Mono> {
         match self.health {
             Health::Down { next_probe, .. } if self.probing.is_none() => Some(next_probe),
             _ => None,

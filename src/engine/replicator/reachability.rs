@@ -13,6 +13,7 @@ use crate::engine::time::{Mono, Now};
 
 /// When a sync has not got on for this time its peer is probed; if that is away, the sync is ended.
 const STALLED: Duration = Duration::from_secs(10);
+const PEER_IS_AWAY: &str = "No progress, and the peer is not reachable";
 
 impl Replicator {
     /// The answer to `Action::Probe`; `Err` has the reason.
@@ -71,6 +72,10 @@ impl Replicator {
         for id in blocked {
             self.place(id, Place::Peer(peer));
         }
+        let waiting: Vec<RowId> = self.queue.waiting_for(peer).collect();
+        for id in &waiting {
+            self.recount(id.user);
+        }
         for user in self.waiters.users() {
             let is_syncing = matches!(self.busy.get(&user), Some(Busy::Sync(_)));
             let is_blocked = self.users.rows(user).any(|row| row.peer == Some(peer));
@@ -86,10 +91,10 @@ impl Replicator {
             .map(|(sync, _)| *sync)
             .collect();
         for sync in stalled {
-            self.abort(sync);
+            self.abort(sync, PEER_IS_AWAY);
         }
         let reason = self.peers.get(peer).map_or("", |peer| &peer.reason);
-        let waiting = self.queue.waiting_for(peer).count();
+        let waiting = waiting.len();
         let text = format!("Peer is not reachable: {reason} ({waiting} users are waiting)");
         self.say_of_peer(Level::Warning, peer, text);
     }
@@ -125,7 +130,7 @@ impl Replicator {
         let (mut late, mut stalled) = (Vec::new(), Vec::new());
         for (sync, running) in &mut self.running {
             let quiet = now.mono.since(running.last_progress);
-            if running.aborted {
+            if running.aborted.is_some() {
                 continue;
             }
             if quiet >= deadline {
@@ -135,12 +140,16 @@ impl Replicator {
                 stalled.push((*sync, running.peer));
             }
         }
+        let text = format!(
+            "No progress for {} secs (replication_sync_deadline)",
+            deadline.as_secs()
+        );
         for sync in late {
-            self.abort(sync);
+            self.abort(sync, &text);
         }
         for (sync, peer) in stalled {
             if self.peers.is_down(peer) {
-                self.abort(sync);
+                self.abort(sync, PEER_IS_AWAY);
             } else {
                 self.suspect(now, peer);
             }
@@ -148,7 +157,10 @@ impl Replicator {
     }
 
     pub(super) fn next_progress_check(&self) -> Option<Mono> {
-        let running = self.running.values().filter(|running| !running.aborted);
+        let running = self
+            .running
+            .values()
+            .filter(|running| running.aborted.is_none());
         let checks = running.map(|running| {
             let wait = match running.probed {
                 true => self.config.sync_deadline,
@@ -159,11 +171,12 @@ impl Replicator {
         checks.min()
     }
 
-    fn abort(&mut self, sync: SyncId) {
+    fn abort(&mut self, sync: SyncId, reason: &str) {
         if let Some(running) = self.running.get_mut(&sync) {
-            running.aborted = true;
+            running.aborted = Some(reason.into());
             self.totals.syncs_aborted += 1;
-            self.actions.push_back(Action::AbortSync { sync });
+            let reason = reason.to_owned();
+            self.actions.push_back(Action::AbortSync { sync, reason });
         }
     }
 }

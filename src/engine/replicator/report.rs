@@ -109,7 +109,7 @@ impl Replicator {
 
     /// All that is known of the peers.
     #[must_use]
-    pub fn peers(&self) -> Vec<PeerDetails> {
+    pub fn peers(&self, now: Now) -> Vec<PeerDetails> {
         let peers = self.peers.iter().filter(|(_, peer)| peer.users > 0);
         let peers = peers.map(|(id, peer)| PeerDetails {
             target: peer.target.to_vec(),
@@ -118,6 +118,10 @@ impl Replicator {
             reason: peer.reason.clone(),
             waiting: u32::try_from(self.queue.waiting_for(id).count()).unwrap_or(u32::MAX),
             users: peer.users,
+            next_probe_secs: peer.next_probe().map(|at| {
+                let millis = at.since(now.mono).as_millis();
+                u32::try_from(millis.div_ceil(1000)).unwrap_or(u32::MAX)
+            }),
         });
         peers.collect()
     }
@@ -136,7 +140,10 @@ impl Replicator {
                 .unwrap_or(Priority::None),
             last_fast_sync: oldest(|row| row.last_fast_sync),
             last_full_sync: oldest(|row| row.last_full_sync),
-            failed: self.users.rows(id).any(|row| row.failed),
+            failed: self.users.row_ids(id).any(|row| {
+                self.users.row(row).is_some_and(|row| row.failed)
+                    || self.is_away(self.queue.place(row))
+            }),
             last_success: oldest(|row| row.last_success),
             next_sync_secs: row_ids
                 .map(|row| self.next_sync_secs(now, row))

@@ -177,9 +177,14 @@ impl Replicator {
             let Some(row) = self.users.row(row_id) else {
                 continue;
             };
+            let place = self.queue.place(row_id);
+            failed |= row.failed || self.is_away(place);
+            // What is not tried now is no queued request, whatever it waits for: health checks look at the failed.
+            if self.is_away(place) || row.failed && matches!(place, Place::Retry(_)) {
+                continue;
+            }
             priority = priority.max(row.priority);
-            failed |= row.failed;
-            queued |= match self.queue.place(row_id) {
+            queued |= match place {
                 Place::Ready | Place::Parked | Place::Lookup => true,
                 Place::Peer(_) => !row.failed,
                 Place::Idle | Place::Retry(_) | Place::Running(_) => false,
@@ -194,6 +199,11 @@ impl Replicator {
             (Priority::None, false, true) => Bucket::QueuedFullResync,
             (Priority::None, false, false) => Bucket::Idle,
         }
+    }
+
+    /// Whether it waits for a peer that is known to be away.
+    pub(super) fn is_away(&self, place: Place) -> bool {
+        matches!(place, Place::Peer(peer) if self.peers.is_down(peer))
     }
 
     /// Forgets the rows of the user, here and in the store; the user stays, with one empty row.

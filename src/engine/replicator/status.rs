@@ -237,4 +237,6 @@ pub struct PeerDetails {
     pub waiting: u32,
     /// Users that have it as a replica.
     pub users: u32,
+    /// Seconds until it is probed again; None: it is reachable, or is being probed.
+    pub next_probe_secs: Option<u32>,
 }

@@ -41,7 +41,8 @@ pub(super) struct Running {
     pub(super) last_progress: Mono,
     /// Since the last progress its peer was probed.
     pub(super) probed: bool,
-    pub(super) aborted: bool,
+    /// Why it is being ended.
+    pub(super) aborted: Option<Box<str>>,
     /// The user was removed while it ran.
     pub(super) doomed: bool,
 }
@@ -115,7 +116,7 @@ impl Replicator {
             turn: self.waiters.turn(),
             last_progress: now.mono,
             probed: false,
-            aborted: false,
+            aborted: None,
             doomed: false,
         };
         self.running.insert(sync, running);
@@ -184,6 +185,10 @@ impl Replicator {
             return self.not_started(now, running, reason);
         }
         self.totals.syncs_failed += 1;
+        let reason = match (&running.aborted, &outcome) {
+            (Some(why), SyncOutcome::Timeout) => why,
+            _ => reason,
+        };
         let text = reason_of(&outcome, reason);
         let pause = match outcome {
             SyncOutcome::NoUser | SyncOutcome::NoReplicate => {
@@ -410,7 +415,7 @@ fn reason_of(outcome: &SyncOutcome, reason: &str) -> String {
         SyncOutcome::NoReplicate => "NOREPLICATE".to_owned(),
         SyncOutcome::TempFail => "TEMPFAIL".to_owned(),
         SyncOutcome::Eof => "dsync died".to_owned(),
-        SyncOutcome::Timeout => "No progress, ended at the deadline".to_owned(),
+        SyncOutcome::Timeout => "No progress".to_owned(),
         SyncOutcome::Usage => "USAGE: dsync or its peer does not take the parameters".to_owned(),
         SyncOutcome::NotFound => "NOTFOUND".to_owned(),
         SyncOutcome::NoPerm => "NOPERM".to_owned(),

@@ -535,7 +535,7 @@ impl World {
                 self.started.push(dsync.clone());
                 self.syncs.insert(sync, dsync);
             }
-            Action::AbortSync { sync } => self.aborted.push(sync),
+            Action::AbortSync { sync, .. } => self.aborted.push(sync),
             Action::Acknowledge { connection, line } => {
                 assert_eq!(connection, self.connection);
                 let open = self.unacknowledged.split_off(&(line + 1));

@@ -29,6 +29,17 @@ pub struct JournalDir {
     path: PathBuf,
 }
 
+/// Whether an aggregator of this `state_dir` runs, or was ended before it had handed on all.
+#[must_use]
+pub fn is_left(state_dir: &Path) -> bool {
+    let Ok(files) = std::fs::read_dir(state_dir.join(DIR_NAME)) else {
+        return false;
+    };
+    files
+        .flatten()
+        .any(|file| file.file_name().to_string_lossy().ends_with(SUFFIX))
+}
+
 fn failed(call: &str, path: &Path, error: impl Into<io::Error>) -> io::Error {
     let error: io::Error = error.into();
     let text = crate::services::aggregator::strerror(&error);
@@ -197,9 +208,18 @@ impl Journal {
         flock(&fd, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| failed("flock", &path, e))?;
         let mut file = File::from(fd);
-        file.write_all(snapshot)
-            .map_err(|e| failed("write", &path, e))?;
-        renameat(&dir.fd, &temporary, &dir.fd, &name).map_err(|e| failed("rename", &path, e))?;
+        let written = file
+            .write_all(snapshot)
+            .map_err(|e| failed("write", &path, e))
+            .and_then(|()| {
+                renameat(&dir.fd, &temporary, &dir.fd, &name)
+                    .map_err(|e| failed("rename", &path, e))
+            });
+        if let Err(e) = written {
+            // A disk that stays full is not to be filled with what is tried again and again.
+            let _ = unlinkat(&dir.fd, &temporary, AtFlags::empty());
+            return Err(e);
+        }
         Ok(Self {
             name,
             file,
@@ -268,6 +288,19 @@ mod tests {
         std::fs::write(torn, b"half a snap").unwrap();
         let mut orphans = dir.orphans(None).unwrap();
         assert_eq!(orphans[0].read().unwrap(), b"");
+    }
+
+    #[test]
+    fn journal_that_cannot_be_written_leaves_nothing_behind() {
+        let state_dir = tempfile::tempdir().unwrap();
+        let dir = JournalDir::open(state_dir.path(), None).unwrap();
+        let journal = Journal::write(&dir, b"one\n", None).unwrap();
+        let path = state_dir.path().join(DIR_NAME).join(&journal.name);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(Journal::write(&dir, b"two\n", Some(&journal)).is_err());
+        std::fs::remove_dir(&path).unwrap();
+        assert_eq!(dir.names().unwrap(), Vec::<String>::new());
     }
 
     #[test]

@@ -25,6 +25,7 @@ const STUCK_CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct NotifyClient {
     pub(super) id: ConnectionId,
     reader: NotifyReader,
+    greeted: bool,
     acknowledged: bool,
     /// The last line that the engine was told.
     last_told: u64,
@@ -39,6 +40,7 @@ impl NotifyClient {
         Self {
             id,
             reader: NotifyReader::new(),
+            greeted: false,
             acknowledged: false,
             last_told: 0,
             last_read: 0,
@@ -111,7 +113,7 @@ impl Replicator {
         socket: &mut Socket,
         client: &mut NotifyClient,
     ) -> Turn {
-        if !self.is_loaded {
+        if !self.is_loaded && client.greeted {
             return Turn::Wait;
         }
         // What an earlier read brought and the engine had no room for.
@@ -148,7 +150,12 @@ impl Replicator {
     fn serve_lines(&mut self, now: Now, socket: &mut Socket, client: &mut NotifyClient) -> Lines {
         let safe_before = client.safe_line();
         let served = loop {
-            if !self.engine.accepts_notifications() {
+            // An aggregator that is not answered for long takes this for stock's, whatever the store waits for.
+            let has_room = match self.is_loaded {
+                true => self.engine.accepts_notifications(),
+                false => !client.greeted,
+            };
+            if !has_room {
                 break Lines::NoRoom;
             }
             match client.reader.next_request() {
@@ -179,6 +186,7 @@ impl Replicator {
         match notice {
             Notice::Hello { acknowledged } => {
                 client.acknowledged = acknowledged;
+                client.greeted = true;
                 if acknowledged {
                     replicator_notify::append_version(socket.output());
                 }
@@ -351,7 +359,7 @@ impl Replicator {
                 None => out.extend_from_slice(protocol::USER_NOT_FOUND),
             },
             Request::Peers => {
-                for peer in self.engine.peers() {
+                for peer in self.engine.peers(now) {
                     let reachable: &[u8] = match peer.reachable {
                         Some(true) => b"up",
                         Some(false) => b"down",
@@ -360,13 +368,14 @@ impl Replicator {
                     let since = peer.since.0.to_string();
                     let waiting = peer.waiting.to_string();
                     let users = peer.users.to_string();
+                    let next_probe = peer.next_probe_secs.map(|secs| secs.to_string());
                     let fields = [
                         &peer.target,
                         reachable,
                         since.as_bytes(),
                         waiting.as_bytes(),
                         peer.reason.as_bytes(),
-                        b"",
+                        next_probe.as_deref().unwrap_or_default().as_bytes(),
                         users.as_bytes(),
                     ];
                     protocol::append_fields(out, fields);

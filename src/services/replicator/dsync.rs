@@ -19,8 +19,8 @@ use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
 use crate::engine::time::{Mono, Now};
 
 /// From the request to end to the force, and from there to giving up waiting.
-const KILL_AFTER: Duration = Duration::from_secs(2);
-const GIVE_UP_AFTER: Duration = Duration::from_secs(4);
+const KILL_AFTER: Duration = Duration::from_secs(5);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(7);
 
 /// A sync whose state is on its way from the store.
 pub(super) struct WaitingForState {
@@ -261,7 +261,7 @@ impl Replicator {
         self.finish_sync(now, dsync.sync, outcome, &reason);
     }
 
-    pub(super) fn abort_sync(&mut self, now: Now, sync: SyncId) {
+    pub(super) fn abort_sync(&mut self, now: Now, sync: SyncId, reason: &str) {
         if self.waiting_for_state.remove(&sync).is_some() {
             self.finish_sync(now, sync, SyncOutcome::Timeout, "");
             return;
@@ -269,7 +269,12 @@ impl Replicator {
         let Some(&slot) = self.syncs.get(&sync) else {
             return;
         };
-        let Some(Peer::Dsync(dsync)) = self.connection(slot).map(|c| &mut c.peer) else {
+        let Some(connection) = self.connection(slot) else {
+            return;
+        };
+        // With our module the worker sees this and ends by itself, quietly.
+        connection.socket.shutdown_write();
+        let Peer::Dsync(dsync) = &mut connection.peer else {
             return;
         };
         let is_ending = dsync.pid.is_some_and(|pid| process::end(pid, false));
@@ -278,7 +283,7 @@ impl Replicator {
             None => String::new(),
         };
         warn!(
-            "{}: dsync is not getting on, its connection{process} will be ended",
+            "{}: {reason}: the connection of its dsync{process} will be ended",
             printable(&dsync.username)
         );
         dsync.aborting = Some(Aborting {

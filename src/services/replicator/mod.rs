@@ -34,6 +34,7 @@ use crate::engine::replicator::{
     SyncId, SyncOutcome,
 };
 use crate::engine::time::{Mono, Now};
+use crate::services::aggregator::journal;
 use crate::services::daemon::Daemon;
 
 use clients::{DoveadmClient, NotifyClient};
@@ -48,6 +49,8 @@ pub const NOTIFY_LISTENER: &str = "replicator";
 /// The listener of `doveadm replicator`.
 pub const DOVEADM_LISTENER: &str = "replicator-doveadm";
 
+/// Where mail processes reach the aggregator.
+const AGGREGATOR_SOCKET: &str = "replication-notify";
 const WAKE: Token = Token(usize::MAX);
 const MAX_EVENTS: usize = 256;
 /// Bytes read from one connection before the others have their turn.
@@ -339,6 +342,7 @@ impl Replicator {
                 self.aggregators.remove(&client.id);
                 self.engine.handle_connection_closed(client.id);
                 self.closed_connections += 1;
+                self.wake_aggregator();
             }
             Peer::Doveadm(client) => {
                 if let Some(command) = client.waits_for() {
@@ -401,7 +405,7 @@ impl Replicator {
                 target,
                 full,
             } => self.start_sync(now, sync, username, target, full),
-            Action::AbortSync { sync } => self.abort_sync(now, sync),
+            Action::AbortSync { sync, reason } => self.abort_sync(now, sync, &reason),
             Action::Acknowledge { connection, line } => {
                 if let Some(&slot) = self.aggregators.get(&connection) {
                     self.acknowledge(slot, line);
@@ -496,6 +500,7 @@ impl Replicator {
         self.engine.handle_loaded(now, boot);
         self.is_loaded = true;
         debug!("{} users are loaded", self.engine.counters().known_users);
+        self.wake_aggregator();
         for slot in 0..self.connections.len() {
             self.queue(slot);
         }
@@ -528,6 +533,16 @@ impl Replicator {
         self.last_loaded_user.clear();
         self.lookups = None;
         self.listing = None;
+    }
+
+    /// Has the master start an aggregator, by a connection to its socket, if one has left a journal: after
+    /// a reload the next notification would do so, but that may be hours away.
+    fn wake_aggregator(&self) {
+        if self.aggregators.is_empty() && journal::is_left(&self.settings.state_dir) {
+            let path = self.settings.base_dir.join(AGGREGATOR_SOCKET);
+            // Without the socket no aggregator of this Dovecot is ours to start.
+            let _ = mio::net::UnixStream::connect(path);
+        }
     }
 
     fn take_probe_results(&mut self, now: Now) {

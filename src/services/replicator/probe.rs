@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use crate::engine::replicator::ProbeId;
+use crate::services::thread;
 
 /// Most probes at once; others wait for one to end.
 pub const MAX_PROBES: usize = 32;
@@ -56,13 +57,13 @@ impl Probes {
         let (timeout, default_port) = (self.timeout, self.default_port);
         let sender = self.sender.clone();
         let wake = Arc::clone(&self.wake);
-        let spawned = std::thread::Builder::new()
+        let builder = std::thread::Builder::new()
             .name("probe".into())
-            .stack_size(256 * 1024)
-            .spawn(move || {
-                let _ = sender.send((probe, look(&target, default_port, timeout)));
-                wake();
-            });
+            .stack_size(256 * 1024);
+        let spawned = thread::spawn(builder, move || {
+            let _ = sender.send((probe, look(&target, default_port, timeout)));
+            wake();
+        });
         match spawned {
             Ok(_) => self.running += 1,
             Err(error) => {

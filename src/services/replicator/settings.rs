@@ -224,7 +224,12 @@ impl Settings {
         };
         let mut targets = Vec::new();
         for at in 0..MAX_REPLICAS {
-            let target = field(&replica_key(at)).unwrap_or_else(|| {
+            // auth passes on a field without a value as a bare key, which libdovecot reads as "yes".
+            let own = field(&replica_key(at)).map(|own| match own.as_slice() {
+                b"yes" => Vec::new(),
+                _ => own,
+            });
+            let target = own.unwrap_or_else(|| {
                 let global = self.mail_replica.get(at).map_or("", String::as_str);
                 expand(global.as_bytes(), username)
             });
@@ -483,6 +488,10 @@ mod tests {
         assert_eq!(
             of(&[field("mail_replica2", ""), field("mail_replica3", "tcps:c")]),
             ("tcp:ex:1 tcps:c".into(), false)
+        );
+        assert_eq!(
+            of(&[field("mail_replica", "yes")]),
+            ("tcp:two:1".into(), false)
         );
         for (value, left_out) in [("", true), ("y", true), ("no", false), ("0", false)] {
             assert_eq!(of(&[field("noreplicate", value)]).1, left_out);

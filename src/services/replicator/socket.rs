@@ -141,6 +141,12 @@ impl Socket {
         }
     }
 
+    /// Nothing more will be sent; what comes is still read.
+    pub(super) fn shutdown_write(&self) {
+        // A connection that is gone already is found by reading.
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+
     /// What is to be sent next; append to it, then [`Socket::flush`].
     pub(super) fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output

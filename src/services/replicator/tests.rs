@@ -18,6 +18,8 @@ use crate::engine::replicator::MAX_UNKNOWN;
 use crate::engine::time::{Mono, Now, UnixSecs};
 use crate::services::daemon::Daemon;
 
+mod handover;
+
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
 
 /// What the faked doveadm-server does with a request.
@@ -630,9 +632,13 @@ fn an_unreadable_store_leads_to_a_sync_of_everybody() {
     running.daemon.handle_shutdown(now);
     drop(running);
     let path = setup.directory.path().join(super::store::FILE_NAME);
-    std::fs::write(path, b"garbage").unwrap();
-    let mut running = setup.start();
-    running.wait_quiet(&setup, 2);
+    for content in [&b"garbage"[..], b""] {
+        std::fs::write(&path, content).unwrap();
+        let mut running = setup.start();
+        running.wait_quiet(&setup, 2);
+        let now = running.now();
+        running.daemon.handle_shutdown(now);
+    }
 }
 
 /// The process that `what_was_acknowledged_survives_sigkill` kills.

@@ -21,7 +21,11 @@ fn syncs_that_hang_are_ended_at_the_deadline_and_the_others_go_on() {
     world.settle_but_syncs();
     assert!(world.sync_of("u2").is_some());
     assert_eq!(world.engine.counters().waiting_failed, 1);
-    assert!(replica(&world, "u0").reason.contains("deadline"));
+    let reason = format!(
+        "No progress for {} secs (replication_sync_deadline)",
+        deadline.as_secs()
+    );
+    assert_eq!(replica(&world, "u0").reason, reason);
 }
 
 /// [7]

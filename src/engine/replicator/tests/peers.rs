@@ -29,8 +29,19 @@ fn peer_that_is_down_is_probed_for_all_and_all_go_on_when_it_is_back() {
     world.change("elsewhere", Priority::Low);
     world.settle();
     assert_eq!(world.started.last().expect("some").username, "elsewhere");
-    assert_eq!(world.engine.peers()[0].waiting as usize, users);
-    assert_eq!(world.engine.peers()[0].reachable, Some(false));
+    // Health checks see them.
+    assert_eq!(world.engine.counters().waiting_failed, users as u64);
+    assert_eq!(world.engine.counters().queued_high, 0);
+    let mut failed = 0;
+    let mut count = |status: UserStatus<'_>| failed += usize::from(status.failed);
+    world
+        .engine
+        .list(world.now, Cursor::default(), u32::MAX, b"u*", &mut count);
+    assert_eq!(failed, users);
+    let peers = world.engine.peers(world.now);
+    assert_eq!(peers[0].waiting as usize, users);
+    assert_eq!(peers[0].reachable, Some(false));
+    assert!(peers[0].next_probe_secs.is_some_and(|secs| secs <= 30));
 
     world.run_for(Duration::from_secs(30));
     world.started.clear();
@@ -66,5 +77,5 @@ fn syncs_that_hang_because_the_peer_is_gone_are_ended_without_the_deadline() {
     world.peers_down.insert("tcp:peer".into());
     world.run_but_syncs_for(Duration::from_secs(11));
     assert_eq!(world.aborted.len(), 2);
-    assert_eq!(world.engine.peers()[0].reachable, Some(false));
+    assert_eq!(world.engine.peers(world.now)[0].reachable, Some(false));
 }

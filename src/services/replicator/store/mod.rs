@@ -48,6 +48,7 @@ use crate::engine::replicator::{
 };
 use crate::engine::strescape;
 use crate::engine::time::{Mono, UnixSecs};
+use crate::services::thread;
 
 /// The file's name in `state_dir`.
 pub const FILE_NAME: &str = "replication.sqlite3";
@@ -257,9 +258,8 @@ impl Store {
             failing: false,
             unmarked: None,
         };
-        let thread = std::thread::Builder::new()
-            .name("store".into())
-            .spawn(move || worker.run())?;
+        let builder = std::thread::Builder::new().name("store".into());
+        let thread = thread::spawn(builder, move || worker.run())?;
         Ok(Self {
             commands: command_sender,
             events: event_receiver,
@@ -376,7 +376,8 @@ impl Store {
         let last: Vec<Command> = last.chain([Command::Close]).collect();
         let commands = self.commands.clone();
         // The thread may wait for room for its events while the last commands wait for room.
-        let sender = std::thread::spawn(move || {
+        let builder = std::thread::Builder::new().name("store-close".into());
+        let sender = thread::spawn(builder, move || {
             for command in last {
                 let _ = commands.send(command);
             }
@@ -385,7 +386,7 @@ impl Store {
             let _ = self.events.recv_timeout(Duration::from_millis(5));
         }
         let _ = thread.join();
-        let _ = sender.join();
+        let _ = sender.map(JoinHandle::join);
     }
 
     fn seal_batch(&mut self) {

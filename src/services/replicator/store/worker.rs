@@ -18,7 +18,15 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn run(&mut self) {
         let Some(_lock) = self.lock() else { return };
-        let Some(mut connection) = self.open_and_load(false) else {
+        let was_emptied = std::fs::metadata(self.path()).is_ok_and(|file| file.len() == 0);
+        if was_emptied {
+            let text = format!(
+                "{} is empty; all users will be synced",
+                self.path().display()
+            );
+            self.log(Level::Error, text);
+        }
+        let Some(mut connection) = self.open_and_load(was_emptied) else {
             return;
         };
         loop {
