@@ -29,6 +29,8 @@ use table::{Table, Username};
 pub const MAX_WAITERS: usize = 1 << 16;
 /// At most one report of bad input in this time.
 pub const BAD_INPUT_INTERVAL: Duration = Duration::from_secs(60);
+/// A replicator that is back sooner was restarted: nobody need know.
+pub const AWAY_QUIET: Duration = Duration::from_secs(5);
 /// The answer to a waiter while there is no connection.
 pub const NOT_REACHABLE: &str = "Replicator not reachable";
 
@@ -40,7 +42,7 @@ pub type ClientId = u64;
 pub enum Event {
     /// The connection is there again, with this many users waiting; whether lines are acknowledged.
     Connected(usize, bool),
-    /// The connection is gone or never came to be, and why. Once until it is there again.
+    /// The connection is gone or never came to be for [`AWAY_QUIET`], and why. Once until it is there again.
     Disconnected(String),
     /// This many lines could not be read since the last report, the last one for this reason.
     BadInput(u64, LineError),
@@ -62,6 +64,8 @@ pub struct Aggregator {
     replicator: Replicator,
     /// Whether the last event about the connection was good news, or there was none.
     told_up: bool,
+    /// The connection is gone since then, for this reason, and nobody was told yet.
+    lost: Option<(Mono, String)>,
     clients: BTreeMap<ClientId, LineSplitter>,
     /// Who waits for a user whose sync line was not yet sent.
     waiting: BTreeMap<Username, Vec<ClientId>>,
@@ -103,6 +107,7 @@ impl Aggregator {
             table,
             replicator: Replicator::Down(Mono(0), RECONNECT_MIN),
             told_up: true,
+            lost: None,
             clients: BTreeMap::new(),
             waiting: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -345,9 +350,7 @@ impl Aggregator {
         }
         self.refuse_waiters();
         if self.told_up {
-            self.told_up = false;
-            self.events
-                .push_back(Event::Disconnected(reason.to_owned()));
+            self.lost.get_or_insert_with(|| (now, reason.to_owned()));
         }
     }
 
@@ -376,6 +379,7 @@ impl Aggregator {
     }
 
     fn tell_up(&mut self, acknowledges: bool) {
+        self.lost = None;
         if !self.told_up {
             self.told_up = true;
             self.events
@@ -453,10 +457,11 @@ impl Aggregator {
         let replicator = match &self.replicator {
             Replicator::Down(at, _) => Some(*at),
             Replicator::Connecting(since, _) => Some(*since + CONNECT_TIMEOUT),
-            Replicator::Up(link, _) => link.next_timeout(self.told_up),
+            Replicator::Up(link, _) => link.next_timeout(self.told_up && self.lost.is_none()),
         };
+        let lost = self.lost.as_ref().map(|(since, _)| *since + AWAY_QUIET);
         let bad = (self.bad_lines > 0).then_some(self.next_bad_report);
-        [replicator, bad].into_iter().flatten().min()
+        [replicator, bad, lost].into_iter().flatten().min()
     }
 
     /// Lets time pass. True if a connect took too long: the driver gives it up.
@@ -490,6 +495,11 @@ impl Aggregator {
             self.next_bad_report = now + BAD_INPUT_INTERVAL;
             let count = std::mem::take(&mut self.bad_lines);
             return Some(Event::BadInput(count, self.last_bad));
+        }
+        let is_long = |(since, _): &mut (Mono, String)| now.since(*since) >= AWAY_QUIET;
+        if let Some((_, reason)) = self.lost.take_if(is_long) {
+            self.told_up = false;
+            self.events.push_back(Event::Disconnected(reason));
         }
         self.events.pop_front()
     }

@@ -532,26 +532,45 @@ fn full_table_leaves_lines_in_the_fifo_until_there_is_room() {
 #[test]
 fn reconnects_come_after_growing_delays_and_one_event_tells_of_them() {
     let mut engine = Aggregator::default();
-    let (mut now, mut delays) = (Mono(0), Vec::new());
+    let (mut now, mut delays, mut events) = (Mono(0), Vec::new(), Vec::new());
+    assert!(engine.poll_connect(now));
     for _ in 0..7 {
-        assert!(engine.poll_connect(now));
         assert!(!engine.poll_connect(now));
         engine.handle_disconnected(now, "refused");
-        let at = engine.next_timeout().unwrap();
-        assert!(!engine.poll_connect(at - Duration::from_millis(1)));
-        delays.push(at.since(now).as_millis());
-        now = at;
+        let begin = now;
+        while !engine.poll_connect(now) {
+            now = engine.next_timeout().unwrap();
+            events.extend(engine.poll_event(now).map(|event| (now, event)));
+        }
+        delays.push(now.since(begin).as_millis());
     }
     assert_eq!(delays, [100, 200, 400, 800, 1600, 2000, 2000]);
-    assert_eq!(
-        engine.poll_event(now),
-        Some(Event::Disconnected("refused".into()))
-    );
+    let told = Event::Disconnected("refused".into());
+    assert_eq!(events, [(Mono(0) + AWAY_QUIET, told)]);
+    engine.handle_disconnected(now, "refused");
+    now = engine.next_timeout().unwrap();
     merge(&mut engine, b"u\tlow\n");
     up(&mut engine, now, true);
     assert_eq!(engine.poll_event(now), Some(Event::Connected(1, true)));
     engine.handle_disconnected(now, "EOF");
     assert_eq!(engine.next_timeout(), Some(now + RECONNECT_MIN));
+}
+
+#[test]
+fn replicator_that_is_back_soon_is_not_spoken_of() {
+    let mut engine = Aggregator::default();
+    up(&mut engine, Mono(0), true);
+    engine.handle_disconnected(Mono(2_000), "EOF");
+    up(&mut engine, Mono(3_000), true);
+    assert_eq!(engine.poll_event(Mono(60_000)), None);
+    engine.handle_disconnected(Mono(60_000), "EOF");
+    let at = Mono(60_000) + AWAY_QUIET;
+    assert_eq!(engine.poll_event(at - Duration::from_millis(1)), None);
+    assert_eq!(
+        engine.poll_event(at),
+        Some(Event::Disconnected("EOF".into()))
+    );
+    assert_eq!(engine.poll_event(at), None);
 }
 
 #[test]
