@@ -64,13 +64,15 @@ impl Replicator {
     }
 
     /// The (user, target) whose states are likely to be wanted next: of those who are being looked up, and of
-    /// those who wait for a connection, in their order.
-    pub fn next_states(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+    /// those who wait for a connection, in their order. Looks at the first `rows_max` of them: a queue may be
+    /// long, and few of it have a state after a first start.
+    pub fn next_states(&self, rows_max: usize) -> impl Iterator<Item = (&[u8], &[u8])> {
         let looked_up = self.lookups.values();
         looked_up
             .flat_map(|(user, _)| self.users.row_ids(*user))
             .filter(|id| self.queue.place(*id) == Place::Lookup)
             .chain(self.queue.ready())
+            .take(rows_max)
             .filter_map(|id| {
                 let row = self.users.row(id).filter(|row| row.has_state)?;
                 Some((self.users.name(id.user), self.target_of(row)))

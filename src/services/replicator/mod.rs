@@ -370,7 +370,7 @@ impl Replicator {
         }
         if let Some(store) = &mut self.store {
             if store.may_read_ahead() {
-                for (username, target) in self.engine.next_states().take(MAX_STATES_AHEAD) {
+                for (username, target) in self.engine.next_states(MAX_STATES_AHEAD) {
                     store.read_ahead(username, target);
                 }
             }
