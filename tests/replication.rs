@@ -12,6 +12,7 @@ use harness::client::message;
 use harness::run::{judged, trial};
 use harness::{FakeDoveadm, Node, Outcome, Pair, Target, User, check, wait_for};
 use libtest_mimic::Trial;
+use rustix::process::Signal;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -498,15 +499,12 @@ fn reload_with_work_left(target: &Target) -> Outcome {
         write_fifo(&node, b"u0\tlow\n")?;
         Ok(Some(node.processes("aggregator")?).filter(|pids| !pids.is_empty()))
     })?;
-    let signal = |pids: &[i32], name| {
-        let pids = pids.iter().map(ToString::to_string);
-        let status = std::process::Command::new("kill")
-            .arg(name)
-            .args(pids)
-            .status()?;
-        check(status.success(), || format!("kill {name} failed"))
+    let signal = |signal| {
+        replicators
+            .iter()
+            .try_for_each(|pid| node.signal(*pid, signal))
     };
-    signal(&replicators, "-STOP")?;
+    signal(Signal::STOP)?;
     write_fifo(&node, b"u1\tlow\n")?;
     let journals = node.path("state/replication-aggregator");
     wait_for("u1 in a journal", harness::PATIENCE, || {
@@ -524,7 +522,7 @@ fn reload_with_work_left(target: &Target) -> Outcome {
         let ended = !running.iter().any(|pid| aggregators.contains(pid));
         Ok(ended.then_some(()))
     })?;
-    signal(&replicators, "-KILL")?;
+    signal(Signal::KILL)?;
     fake.wait_request("u1")?;
     node.expect_log("SIGHUP received");
     // Dovecot's own, when a process of before the reload looks for the stats of before it.

@@ -730,8 +730,16 @@ plugin {{
     /// # Errors
     /// When it is gone already.
     pub fn kill(&self, pid: i32) -> Outcome {
+        self.signal(pid, Signal::KILL)
+    }
+
+    /// A signal to a process of this node.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn signal(&self, pid: i32, signal: Signal) -> Outcome {
         let pid = Pid::from_raw(pid).ok_or("no pid")?;
-        Ok(kill_process(pid, Signal::KILL)?)
+        Ok(kill_process(pid, signal)?)
     }
 
     /// The text of all valgrind reports, after the processes have ended.
