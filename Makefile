@@ -15,6 +15,7 @@ export DOVECOT_CONFIG
 dovecot_value = $(shell sed -n "s/^$(1)=//p" "$(DOVECOT_CONFIG)" 2>/dev/null | tr -d "\"'")
 include_dir := $(call dovecot_value,dovecot_pkgincludedir)
 version := $(shell sed -n 's/^\#define PACKAGE_VERSION "\([0-9.]*\).*/\1/p' "$(include_dir)/config.h" 2>/dev/null)
+series := $(if $(filter 2.4%,$(version)),2.4,2.3)
 moduledir ?= $(call dovecot_value,dovecot_moduledir)
 libexecdir ?= $(call dovecot_value,dovecot_pkglibexecdir)
 
@@ -28,11 +29,14 @@ cargo := CARGO_TARGET_DIR=$(target) $(CARGO)
 cdylib = $(cargo) rustc --locked --lib --crate-type cdylib --no-default-features --profile module \
 	--features "$(1)" -- -C relro-level=partial
 
+# The doveadm module is not written for 2.4 yet.
+with_doveadm := $(filter 2.3,$(series))
+
 # What is built, and where it goes.
 installed := \
 	$(moduledir)/lib20_replication_plugin.so \
 	$(moduledir)/settings/lib10_replication_settings.so \
-	$(moduledir)/doveadm/lib10_doveadm_replicator_plugin.so \
+	$(if $(with_doveadm),$(moduledir)/doveadm/lib10_doveadm_replicator_plugin.so) \
 	$(libexecdir)/aggregator \
 	$(libexecdir)/replicator
 
@@ -53,13 +57,13 @@ build: require-dovecot ## Build for the Dovecot at hand into build/<version>/
 	@mkdir -p $(out)
 	@$(call cdylib,plugin)
 	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/lib20_replication_plugin.so)
-	@$(call cdylib,doveadm)
-	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/lib10_doveadm_replicator_plugin.so)
+	@$(if $(with_doveadm),$(call cdylib,doveadm))
+	@$(if $(with_doveadm),$(call place,$(target)/module/libdovecot_replication.so,$(out)/lib10_doveadm_replicator_plugin.so))
 	@$(cargo) build --locked --release --bins --features daemon
 	@$(call place,$(target)/release/aggregator,$(out)/aggregator)
 	@$(call place,$(target)/release/replicator,$(out)/replicator)
-	@$(CC) -shared -fPIC -O2 -g -Wall -Wextra -fvisibility=hidden -DHAVE_CONFIG_H -I"$(include_dir)" -Ic-shim \
-		c-shim/settings.c c-shim/settings-module.c -o $(out)/lib10_replication_settings.so.new
+	@$(CC) -shared -fPIC -O2 -g -Wall -Wextra -fvisibility=hidden -DHAVE_CONFIG_H -I"$(include_dir)" \
+		c-shim/settings.c c-shim/settings-$(series).c c-shim/settings-module-$(series).c -o $(out)/lib10_replication_settings.so.new
 	@mv -f $(out)/lib10_replication_settings.so.new $(out)/lib10_replication_settings.so
 	@echo "built for Dovecot $(version): $(out)/"
 

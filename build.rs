@@ -45,15 +45,8 @@ fn main() {
 fn build_for(host: &str, dovecot: &Dovecot) {
     let shim = PathBuf::from("c-shim").join(format!("{host}.c"));
     let header = shim.with_extension("h");
-    for input in [
-        &shim,
-        &header,
-        &PathBuf::from("c-shim/log.c"),
-        &PathBuf::from("c-shim/settings.c"),
-        &PathBuf::from("c-shim/settings.h"),
-        &PathBuf::from("include"),
-    ] {
-        println!("cargo::rerun-if-changed={}", input.display());
+    for input in ["c-shim", "include"] {
+        println!("cargo::rerun-if-changed={input}");
     }
     println!("cargo::rerun-if-changed={}", dovecot.config_path.display());
     println!("cargo::rustc-env=DOVECOT_VERSION={}", dovecot.version);
@@ -71,8 +64,8 @@ fn build_for(host: &str, dovecot: &Dovecot) {
         .warnings(true)
         .extra_warnings(true)
         .flag_if_supported("-Wno-unused-parameter");
-    if host == "daemon" {
-        cc.file("c-shim/settings.c");
+    for part in dovecot.shim_parts(host) {
+        cc.file(PathBuf::from("c-shim").join(part));
     }
     cc.try_compile(&format!("replication_{host}_shim"))
         .unwrap_or_else(|e| {
@@ -240,6 +233,17 @@ impl Dovecot {
             library_dir,
             version,
             is_2_4: major_minor >= (2, 4),
+        }
+    }
+
+    /// What is written for 2.3 and 2.4 apart.
+    fn shim_parts(&self, host: &str) -> &'static [&'static str] {
+        match (host, self.is_2_4) {
+            ("daemon", false) => &["daemon-2.3.c", "settings.c", "settings-2.3.c"],
+            ("daemon", true) => &["daemon-2.4.c", "settings.c", "settings-2.4.c"],
+            ("plugin", false) => &["plugin-2.3.c"],
+            ("plugin", true) => &["plugin-2.4.c", "settings.c", "settings-2.4.c"],
+            _ => &[],
         }
     }
 

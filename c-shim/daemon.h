@@ -38,13 +38,21 @@ struct replication_shim_callbacks {
 /* Starts the service; argv must live as long as the process. Nonzero: exit
    with it. It does not end when the master would have idle processes end. */
 int replication_shim_service_init(const char *name, int argc, char **argv);
-/* Reads the settings of this module of Dovecot's (the others keep their
+/* Reads the settings of this module of Dovecot's (on 2.3 the others keep their
    defaults), or all if it is NULL, and starts logging. Does not return on
    error. */
 void replication_shim_service_settings(const char *module,
 				       struct replication_shim_settings *set_r);
-/* The value in plugin { }, or NULL. Valid until deinit. */
-const char *replication_shim_service_plugin_setting(const char *key);
+/* A user's setting without a user: on 2.3 the value in plugin { }, on 2.4 that
+   of the setting, with variables in it. NULL if it is not set. Valid until
+   deinit. */
+const char *replication_shim_service_user_setting(const char *key);
+/* The value with 2.4's variables expanded for the user, valid until the next
+   call; NULL if that fails. Not on 2.3. */
+const char *replication_shim_service_expand(const char *value,
+					    const char *username);
+/* Called by replication_shim_service_deinit(). */
+void replication_shim_service_settings_free(void);
 /* Whom restrict() makes this process; FALSE if it stays who it is. */
 bool replication_shim_service_owner(unsigned int *uid_r, unsigned int *gid_r);
 /* Drops privileges, changes root, and tells the master that all is well. */

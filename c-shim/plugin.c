@@ -49,12 +49,6 @@ void *replication_shim_user_context(struct mail_user *user)
 	return ruser == NULL ? NULL : ruser->context;
 }
 
-const char *replication_shim_user_setting(struct mail_user *user,
-					  const char *name)
-{
-	return mail_user_plugin_getenv(user, name);
-}
-
 const char *replication_shim_user_base_dir(struct mail_user *user)
 {
 	return user->set->base_dir;

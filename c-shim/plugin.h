@@ -24,9 +24,18 @@ void replication_shim_user_attach(struct mail_user *user, void *context);
 /* The context of replication_shim_user_attach(), NULL if there is none. */
 void *replication_shim_user_context(struct mail_user *user);
 
-/* A setting of the user (on 2.3 of plugin {}, userdb fields win), NULL if unset. */
-const char *replication_shim_user_setting(struct mail_user *user,
-					  const char *name);
+/* What a user's settings say of it; on 2.3 those of plugin {}, on both userdb
+   fields win. Strings live as long as the user. */
+struct replication_shim_user_settings {
+	/* a mail_replica, mail_replica2, ... has a value */
+	bool has_replica;
+	/* as set, NULL if unset */
+	const char *sync_timeout;
+	/* why the settings cannot be read, NULL if they can (2.4) */
+	const char *error;
+};
+void replication_shim_user_settings(struct mail_user *user,
+				    struct replication_shim_user_settings *set_r);
 const char *replication_shim_user_base_dir(struct mail_user *user);
 
 bool replication_shim_user_wants_debug(struct mail_user *user);

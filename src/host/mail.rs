@@ -4,6 +4,7 @@
 
 use std::ffi::{CStr, OsStr, c_char, c_void};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -14,6 +15,17 @@ use super::log::c_text;
 /// A `struct mail_user`.
 #[derive(Clone, Copy)]
 pub struct MailUser<'a>(NonNull<ffi::mail_user>, PhantomData<&'a ffi::mail_user>);
+
+/// A user's settings.
+#[derive(Clone, Copy, Debug)]
+pub struct UserSettings<'a> {
+    /// A `mail_replica`, `mail_replica2`, ... has a value.
+    pub has_replica: bool,
+    /// `replication_sync_timeout` as set; `None` if it is not.
+    pub sync_timeout: Option<&'a [u8]>,
+    /// Why the settings cannot be read, and then the others say nothing.
+    pub error: Option<&'a [u8]>,
+}
 
 /// A `struct mail_namespace`.
 #[derive(Clone, Copy)]
@@ -74,13 +86,21 @@ impl<'a> MailUser<'a> {
         unsafe { ffi::mail_user::dsyncing_raw(self.0.as_ptr()) }
     }
 
-    /// A setting, userdb fields included; `None` if it is not set.
+    /// What the user's settings say, userdb fields included.
     #[must_use]
-    pub fn setting(self, name: &CStr) -> Option<&'a [u8]> {
-        // SAFETY: both pointers live through the call.
-        let value = unsafe { ffi::replication_shim_user_setting(self.0.as_ptr(), name.as_ptr()) };
-        // SAFETY: the value is in the user's settings pool.
-        unsafe { bytes(value) }
+    pub fn settings(self) -> UserSettings<'a> {
+        let mut raw = MaybeUninit::<ffi::replication_shim_user_settings>::zeroed();
+        // SAFETY: the user lives for 'a; `raw` has room for what is written.
+        unsafe { ffi::replication_shim_user_settings(self.0.as_ptr(), raw.as_mut_ptr()) };
+        // SAFETY: the call has filled it.
+        let raw = unsafe { raw.assume_init() };
+        UserSettings {
+            has_replica: raw.has_replica,
+            // SAFETY: NULL or a C string that lives as long as the user.
+            sync_timeout: unsafe { bytes(raw.sync_timeout) },
+            // SAFETY: as above.
+            error: unsafe { bytes(raw.error) },
+        }
     }
 
     /// `base_dir`.

@@ -1,6 +1,6 @@
 //! The settings of a service, read from Dovecot's configuration process.
 //!
-//! Values are Dovecot's own after its checks; ranges of ours are in `c-shim/settings.c`.
+//! Values are Dovecot's own after its checks; ranges of ours are in `c-shim/settings*.c`.
 
 use std::ffi::{CStr, CString, c_char};
 use std::path::PathBuf;
@@ -104,7 +104,21 @@ fn owner() -> Option<(u32, u32)> {
     changes.then_some((uid, gid))
 }
 
-/// The name of a user's nth replica in `plugin { }` and in userdb.
+/// Expands 2.4's variables in a value for a user. Only after settings were read.
+fn expand(value: &str, username: &[u8]) -> Option<Vec<u8>> {
+    let value = CString::new(value).ok()?;
+    let username = CString::new(username).ok()?;
+    // SAFETY: both are C strings that live through the call.
+    let expanded =
+        unsafe { ffi::replication_shim_service_expand(value.as_ptr(), username.as_ptr()) };
+    if expanded.is_null() {
+        return None;
+    }
+    // SAFETY: not NULL: a C string that lives until the next call.
+    Some(unsafe { CStr::from_ptr(expanded) }.to_bytes().to_vec())
+}
+
+/// The name of a user's nth replica in the configuration and in userdb.
 fn replica_name(number: usize) -> String {
     match number {
         1 => "mail_replica".to_owned(),
@@ -139,9 +153,9 @@ impl Settings {
             replication_full_sync_interval: self.replication_full_sync_interval,
             replication_max_conns: self.replication_max_conns,
             mail_replica: (1..=MAX_REPLICAS)
-                .map(|number| self.plugin(&replica_name(number)).unwrap_or_default())
+                .map(|number| self.of_user(&replica_name(number)).unwrap_or_default())
                 .collect(),
-            noreplicate: self.plugin("noreplicate"),
+            noreplicate: self.of_user("noreplicate"),
             replication_sync_deadline: self.replication_sync_deadline,
             replication_retry_min_interval: self.replication_retry_min_interval,
             replication_retry_max_interval: self.replication_retry_max_interval,
@@ -151,6 +165,7 @@ impl Settings {
             } else {
                 StatusLayout::Six
             },
+            expand: (version >= (2, 4, 0)).then_some(expand as replicator::Expand),
             dsync_dialect: if version >= (2, 4, 0) {
                 DsyncDialect::V2_4
             } else {
@@ -159,13 +174,13 @@ impl Settings {
         }
     }
 
-    /// The value of `plugin { key = ... }`, if all settings were read and it is set.
+    /// A user's setting without a user, of `plugin { }` on 2.3, if all settings were read and it is set.
     #[must_use]
-    pub fn plugin(&self, key: &str) -> Option<String> {
+    pub fn of_user(&self, key: &str) -> Option<String> {
         let key = CString::new(key).ok()?;
         // SAFETY: settings were read, as `self` is there; `key` is a C string that lives through
         // the call.
-        let value = unsafe { ffi::replication_shim_service_plugin_setting(key.as_ptr()) };
+        let value = unsafe { ffi::replication_shim_service_user_setting(key.as_ptr()) };
         (!value.is_null()).then(|| text(value))
     }
 }

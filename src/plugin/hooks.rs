@@ -4,7 +4,7 @@
 //! empty it. Changes that dsync makes are never notified back: its transactions carry a flag, and for
 //! the rest the user's `dsyncing` is asked in each hook, since it is set after the user was created.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::os::raw::c_char;
 use std::time::Duration;
 
@@ -20,18 +20,6 @@ use crate::host::mail::{
     MailUser, Mailbox, Namespace, Transaction, changes_are_visible, mail_mailbox,
     user_context_from_raw,
 };
-
-/// A user with a value in one of these is replicated.
-const REPLICA_SETTINGS: [&CStr; 8] = [
-    c"mail_replica",
-    c"mail_replica2",
-    c"mail_replica3",
-    c"mail_replica4",
-    c"mail_replica5",
-    c"mail_replica6",
-    c"mail_replica7",
-    c"mail_replica8",
-];
 
 static NOTIFIER: MainThread<Notifier> = MainThread::new();
 static SENDER: MainThread<Sender<Notification>> = MainThread::new();
@@ -155,22 +143,28 @@ fn user_created(user: MailUser<'_>) {
         return;
     }
     NOTIFIER.with(|notifier| notifier.set_base_dir(user.base_dir()));
-    let is_replicated = REPLICA_SETTINGS.iter().any(|name| {
-        user.setting(name)
-            .is_some_and(|replica| !replica.is_empty())
-    });
+    let settings = user.settings();
+    let username = || String::from_utf8_lossy(user.username());
+    if let Some(error) = settings.error {
+        // The replicator asks userdb itself: a notification too many does no harm.
+        log::error!(
+            "replication({}): {}; changes are replicated if the replicator knows how, new mail does not wait",
+            username(),
+            String::from_utf8_lossy(error)
+        );
+    }
+    let is_replicated = settings.has_replica || settings.error.is_some();
     if !is_replicated {
         user.debug(|| "replication: No mail_replica setting - replication disabled".to_owned());
     }
-    let sync_timeout = match user
-        .setting(c"replication_sync_timeout")
-        .map(parse_sync_timeout)
-    {
+    let sync_timeout = match settings.sync_timeout.map(parse_sync_timeout) {
         None => None,
         Some(Ok(timeout)) => timeout,
         Some(Err(invalid)) => {
-            let username = String::from_utf8_lossy(user.username());
-            log::error!("replication({username}): {invalid}; new mail does not wait");
+            log::error!(
+                "replication({}): {invalid}; new mail does not wait",
+                username()
+            );
             None
         }
     };

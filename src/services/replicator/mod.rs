@@ -16,7 +16,7 @@ mod tests;
 mod tls;
 mod userdb;
 
-pub use settings::{DsyncDialect, MAX_CONNS, Settings, SettingsError};
+pub use settings::{DsyncDialect, Expand, MAX_CONNS, Settings, SettingsError};
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;

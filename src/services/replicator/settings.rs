@@ -17,8 +17,11 @@ pub enum DsyncDialect {
     V2_4,
 }
 
+/// Expands the variables in a global value for a username; `None` if it cannot be.
+pub type Expand = fn(value: &str, username: &[u8]) -> Option<Vec<u8>>;
+
 /// The settings of the service. Paths that do not begin with `/` are in `base_dir`, as everywhere in Dovecot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// `base_dir`
     pub base_dir: PathBuf,
@@ -52,6 +55,8 @@ pub struct Settings {
     pub replication_probe_timeout: Duration,
     /// What `doveadm replicator status <mask>` of the Dovecot at hand reads.
     pub status_layout: StatusLayout,
+    /// How variables in `mail_replica` are expanded; `None`: as 2.3 does (`%u %n %d %%`).
+    pub expand: Option<Expand>,
     /// What the dsync of the Dovecot at hand reads.
     pub dsync_dialect: DsyncDialect,
 }
@@ -75,6 +80,7 @@ impl Default for Settings {
             replication_retry_max_interval: Duration::from_secs(300),
             replication_probe_timeout: Duration::from_secs(5),
             status_layout: StatusLayout::Six,
+            expand: None,
             dsync_dialect: DsyncDialect::V2_3,
         }
     }
@@ -208,7 +214,7 @@ impl Settings {
     }
 
     /// A user's replicas and `noreplicate`, from the userdb fields and the global values. Variables in the
-    /// global values are expanded (`%u %n %d %%`).
+    /// global values are expanded; a value whose variables cannot be is none.
     #[must_use]
     pub fn replicas_of(
         &self,
@@ -231,7 +237,10 @@ impl Settings {
             });
             let target = own.unwrap_or_else(|| {
                 let global = self.mail_replica.get(at).map_or("", String::as_str);
-                expand(global.as_bytes(), username)
+                match self.expand {
+                    Some(expand) => expand(global, username).unwrap_or_default(),
+                    None => expand_of_2_3(global.as_bytes(), username),
+                }
             });
             if !target.is_empty() && target.len() <= MAX_TARGET_BYTES && !targets.contains(&target)
             {
@@ -288,7 +297,7 @@ fn is_yes(value: &[u8]) -> bool {
     !matches!(value.first(), Some(b'n' | b'N' | b'0' | b'f' | b'F'))
 }
 
-fn expand(value: &[u8], username: &[u8]) -> Vec<u8> {
+fn expand_of_2_3(value: &[u8], username: &[u8]) -> Vec<u8> {
     let at = username.iter().position(|&byte| byte == b'@');
     let (name, domain) = match at {
         Some(at) => (

@@ -1,7 +1,8 @@
-/* What Dovecot's configuration process looks for in lib10_replication_settings.so. */
+/* What the configuration process of Dovecot 2.3 looks for in lib10_replication_settings.so. */
 #include "lib.h"
+#include "net.h"
 #include "settings-parser.h"
-#include "settings.h"
+#include "replication-settings.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
