@@ -82,19 +82,27 @@ panics: require-dovecot
 	@$(call cdylib,plugin panics)
 	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/panics/lib20_replication_plugin.so)
 
+load-2.3 := mail_plugins = \$$mail_plugins notify replication
+load-2.4 := mail_plugins { notify = yes  replication = yes }
+
 .PHONY: install
 install: require-dovecot ## Install what was built, diverting the distribution's files of the same names
 	@for name in $(notdir $(installed)); do test -e "$(out)/$$name" || \
 		{ echo "$(out)/$$name is missing: run 'make build' first" >&2; exit 1; }; done
 	@$(foreach file,$(installed),$(call divert,$(file)); $(call place,$(out)/$(notdir $(file)),$(DESTDIR)$(file));)
-	@echo "installed. Load the plugin with: mail_plugins = \$$mail_plugins notify replication"
+	@echo "installed. Load the plugin with: $(load-$(series))"
 
-# Dovecot does not start with a setting that no module knows: look before the module goes.
+# What Dovecot does not start or deliver with once our files are gone, in the words of `doveconf -n`.
+# On 2.3 stock's files are back then, on 2.4 there is nothing.
+named-2.3 := ^ *replication_(sync_deadline|retry_min_interval|retry_max_interval|probe_timeout) *=
+named-2.4 := ^ *(mail_replica[2-8]?|noreplicate|replication_[a-z_]+|replicator_(host|port)) *=
+named-2.4 := $(named-2.4)|^ *mail_plugins *=.*replication|^ +replication = yes|^ *service (aggregator|replicator) *[{]
+
 .PHONY: uninstall
 uninstall: require-dovecot ## Take out what was installed and restore the distribution's files
 	@test -n "$(DESTDIR)" || ! command -v doveconf >/dev/null || { \
-		used=$$(doveconf -n 2>/dev/null | grep -E '^ *replication_(sync_deadline|retry_min_interval|retry_max_interval|probe_timeout) *=' || true); \
-		test -z "$$used" || { echo "dovecot.conf names settings of this project; take these lines out first:" >&2; \
+		used=$$(doveconf -n 2>/dev/null | grep -E '$(named-$(series))' || true); \
+		test -z "$$used" || { echo "dovecot.conf names what is this project's; take these lines out first:" >&2; \
 			echo "$$used" >&2; exit 1; }; }
 	@$(foreach file,$(installed),if $(call is_ours,$(DESTDIR)$(file)); then rm -f "$(DESTDIR)$(file)"; fi; $(call restore,$(file));)
 	@echo "uninstalled"

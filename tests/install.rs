@@ -22,12 +22,30 @@ const COPIED: [(&str, &str); 3] = [
     ("/etc/dovecot", "etc"),
 ];
 
-/// The distribution's files that have the names of ours.
+/// What is installed, and its mode.
+const FILES: [(&str, u32); 5] = [
+    ("modules/lib20_replication_plugin.so", 0o644),
+    ("modules/settings/lib10_replication_settings.so", 0o644),
+    ("modules/doveadm/lib10_doveadm_replicator_plugin.so", 0o644),
+    ("aggregator", 0o755),
+    ("replicator", 0o755),
+];
+
+/// Those of them that the distribution of 2.3 has also, by these names.
 const DIVERTED: [&str; 3] = [
     "modules/lib20_replication_plugin.so",
     "aggregator",
     "replicator",
 ];
+
+/// 2.4 has nothing of these names: nothing is diverted there.
+fn diverted(target: &Target) -> &'static [&'static str] {
+    if target.version.starts_with("2.3.") {
+        &DIVERTED
+    } else {
+        &[]
+    }
+}
 
 /// A Dovecot that may be installed into.
 struct Machine {
@@ -116,12 +134,14 @@ impl Machine {
 
     fn is_installed(&self) -> Outcome {
         let ours = top().join("build").join(&self.target.version);
-        for name in DIVERTED {
+        for (name, _) in FILES {
             let installed = self.path("lib").join(name);
             let built = ours.join(installed.file_name().unwrap_or_default());
             check(fs::read(&installed)? == fs::read(&built)?, || {
                 format!("{} is not ours", installed.display())
             })?;
+        }
+        for name in diverted(&self.target) {
             let original = self.target.outside(Path::new(COPIED[0].0)).join(name);
             let diverted = self.path("lib").join(format!("{name}.distrib"));
             check(fs::read(original)? == fs::read(&diverted)?, || {
@@ -141,7 +161,9 @@ fn said(command: &str, output: &Output) -> String {
 fn installed_and_taken_out(target: &Target) -> Outcome {
     let machine = Machine::copy(target)?;
     let first = machine.done("make install")?;
-    for name in DIVERTED {
+    let count = first.matches("diverted:").count() + first.matches("moved:").count();
+    check(count == diverted(target).len(), || first.clone())?;
+    for name in diverted(target) {
         let file = Path::new(name)
             .file_name()
             .unwrap_or_default()
@@ -155,8 +177,12 @@ fn installed_and_taken_out(target: &Target) -> Outcome {
     machine.done("make install")?;
     machine.is_installed()?;
     let list = machine.done("dpkg-divert --list '*.so'")?;
-    check(list.matches(PLUGIN).count() == 2, || {
-        format!("one diversion: {list}")
+    // Each diversion is a line with both names.
+    let plugins = diverted(target)
+        .iter()
+        .filter(|name| name.ends_with(PLUGIN));
+    check(list.matches(PLUGIN).count() == 2 * plugins.count(), || {
+        format!("one diversion where the distribution has the file: {list}")
     })?;
 
     let mut installed = target.clone();
@@ -199,15 +225,14 @@ fn other_directories(target: &Target) -> Outcome {
     machine.done(&format!("make install {given}"))?;
     machine.done(&format!("make install {given}"))?;
     let stage = machine.path("lib/stage/opt");
-    for (name, mode) in [
-        ("modules/lib20_replication_plugin.so", 0o644),
-        ("modules/settings/lib10_replication_settings.so", 0o644),
-        ("modules/doveadm/lib10_doveadm_replicator_plugin.so", 0o644),
-        ("libexec/aggregator", 0o755),
-        ("libexec/replicator", 0o755),
-    ] {
+    for (name, mode) in FILES {
         use std::os::unix::fs::PermissionsExt;
-        let permissions = fs::metadata(stage.join(name))?.permissions();
+        let installed = if name.starts_with("modules/") {
+            stage.join(name)
+        } else {
+            stage.join("libexec").join(name)
+        };
+        let permissions = fs::metadata(installed)?.permissions();
         check(permissions.mode() & 0o7777 == mode, || {
             format!("{name}: {permissions:?}")
         })?;
@@ -234,6 +259,9 @@ fn other_directories(target: &Target) -> Outcome {
 fn failures(target: &Target) -> Outcome {
     let machine = Machine::copy(target)?;
     machine.refused("make install moduledir=/etc/passwd/modules")?;
+    if diverted(target).is_empty() {
+        return Ok(());
+    }
     // Somebody else has diverted the file: it is not overwritten.
     let machine = Machine::copy(target)?;
     let file = "/usr/lib/dovecot/aggregator";
@@ -256,13 +284,37 @@ fn settings_in_use(target: &Target) -> Outcome {
     machine.done("make install")?;
     let conf = machine.path("etc/dovecot.conf");
     let before = fs::read_to_string(&conf)?;
-    fs::write(
-        &conf,
-        format!("{before}\nreplication_sync_deadline = 5 mins\n"),
-    )?;
-    let says = machine.refused("make uninstall")?;
-    check(says.contains("replication_sync_deadline = 5 mins"), || says)?;
-    machine.is_installed()?;
+    // What is added, and the line that says so.
+    let mut cases = vec![(
+        "replication_sync_deadline = 5 mins",
+        "replication_sync_deadline = 5 mins",
+    )];
+    if diverted(target).is_empty() {
+        cases.extend([
+            ("mail_replica = tcp:b", "mail_replica = tcp:b"),
+            ("replicator_port = 7", "replicator_port = 7"),
+            (
+                "mail_plugins {\n notify = yes\n replication = yes\n}",
+                "  replication = yes",
+            ),
+            (
+                "protocol imap {\n mail_plugins {\n replication = yes\n }\n}",
+                "    replication = yes",
+            ),
+            (
+                "service replicator {\n process_min_avail = 1\n}",
+                "service replicator {",
+            ),
+        ]);
+    }
+    for (added, line) in cases {
+        fs::write(&conf, format!("{before}\n{added}\n"))?;
+        let says = machine.refused("make uninstall")?;
+        check(says.lines().any(|said| said == line), || {
+            format!("{added}: {says}")
+        })?;
+        machine.is_installed()?;
+    }
     fs::write(&conf, before)?;
     machine.done("make uninstall")?;
     machine.is_untouched()
@@ -303,7 +355,7 @@ fn main() -> ExitCode {
         }
         let cases: [(&str, Case); 6] = [
             (
-                "install_diverts_and_uninstall_restores_exactly",
+                "install_diverts_what_is_there_and_uninstall_restores_exactly",
                 installed_and_taken_out,
             ),
             ("install_that_was_cut_off_is_finished_or_undone", cut_off),
