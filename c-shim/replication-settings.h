@@ -3,7 +3,7 @@
 #ifndef REPLICATION_SETTINGS_H
 #define REPLICATION_SETTINGS_H
 
-/* src/engine/replicator/config.rs says the same. */
+/* Rust has the same; tests/tree.rs compares. */
 #define REPLICATION_MAX_REPLICAS 8
 
 /* What only we have, on all versions. */

@@ -3,8 +3,8 @@
 #include "settings-parser.h"
 #include "replication-settings.h"
 
-/* src/engine: SYNC_TIMEOUT_MAX, MAX_TARGET_BYTES; src/services/replicator: MAX_CONNS */
-#define SYNC_TIMEOUT_MAX_MSECS (60*60*1000)
+/* Rust has the same; tests/tree.rs compares. */
+#define SYNC_TIMEOUT_MAX_SECS 3600
 #define MAX_TARGET_BYTES 1024
 #define MAX_CONNS 10000
 
@@ -92,7 +92,7 @@ replication_settings_check(void *set_, pool_t pool, const char **error_r)
 			return FALSE;
 		}
 	}
-	if (set->replication_sync_timeout > SYNC_TIMEOUT_MAX_MSECS) {
+	if (set->replication_sync_timeout > SYNC_TIMEOUT_MAX_SECS * 1000) {
 		*error_r = p_strdup_printf(pool,
 			"replication_sync_timeout: %u msecs is out of range, "
 			"expected a time up to 1 hour, 0 is off",

@@ -191,6 +191,42 @@ fn nothing_is_left_open_in_the_code() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// The number that `text` gives to `name`, with or without `=`, `_` and a type.
+fn number_of(text: &str, name: &str) -> u64 {
+    let (_, rest) = text.split_once(name).unwrap();
+    let line = rest.lines().next().unwrap();
+    let value = line.rsplit(['=', ' ']).next().unwrap();
+    let digits = value.trim_end_matches(';').replace('_', "");
+    digits.parse().unwrap_or_else(|_| panic!("{name}{line}"))
+}
+
+#[test]
+fn limits_in_c_are_those_of_rust() {
+    use dovecot_replication::engine::SYNC_TIMEOUT_MAX;
+    use dovecot_replication::engine::replicator::{MAX_REPLICAS, MAX_TARGET_BYTES};
+    let text = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let header = text("c-shim/replication-settings.h");
+    let settings = text("c-shim/settings-2.4.c");
+    let daemon = text("src/services/replicator/settings.rs");
+    let as_u64 = |value: usize| u64::try_from(value).unwrap();
+    assert_eq!(
+        number_of(&header, "#define REPLICATION_MAX_REPLICAS"),
+        as_u64(MAX_REPLICAS)
+    );
+    assert_eq!(
+        number_of(&settings, "#define MAX_TARGET_BYTES"),
+        as_u64(MAX_TARGET_BYTES)
+    );
+    assert_eq!(
+        number_of(&settings, "#define SYNC_TIMEOUT_MAX_SECS"),
+        SYNC_TIMEOUT_MAX.as_secs()
+    );
+    assert_eq!(
+        number_of(&settings, "#define MAX_CONNS"),
+        number_of(&daemon, "pub const MAX_CONNS: u32")
+    );
+}
+
 #[test]
 fn header_for_c_is_current() {
     let source = root().join("src/plugin/callbacks.rs");
