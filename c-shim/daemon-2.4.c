@@ -64,10 +64,56 @@ static void shim_check_replicas(void)
 	}
 }
 
-/* All modules are read at once: what the master hands over holds them all. */
-void replication_shim_service_settings(const char *module ATTR_UNUSED,
+static void shim_read_aggregator(struct event *event,
+				 struct replication_shim_settings *set_r)
+{
+	const char *error;
+
+	if (settings_get(event, &aggregator_setting_parser_info, 0,
+			 &shim_aggregator_settings, &error) < 0)
+		i_fatal("Error reading configuration: %s", error);
+	set_r->replicator_host = shim_aggregator_settings->replicator_host;
+	set_r->replicator_port = shim_aggregator_settings->replicator_port;
+}
+
+static void shim_read_replicator(struct event *event,
+				 struct replication_shim_settings *set_r)
+{
+	const struct replicator_settings *set;
+	const char *error;
+
+	/* a user's variables are expanded for each user */
+	if (settings_get(event, &replication_setting_parser_info,
+			 SETTINGS_GET_FLAG_NO_EXPAND, &shim_user_settings,
+			 &error) < 0 ||
+	    settings_get(event, &replicator_setting_parser_info, 0,
+			 &shim_replicator_settings, &error) < 0)
+		i_fatal("Error reading configuration: %s", error);
+	shim_check_replicas();
+
+	set = shim_replicator_settings;
+	set_r->auth_socket_path = set->auth_socket_path;
+	set_r->doveadm_socket_path = set->doveadm_socket_path;
+	set_r->doveadm_password = set->doveadm_password;
+	set_r->doveadm_port = set->doveadm_port;
+	set_r->replication_dsync_parameters = set->replication_dsync_parameters;
+	set_r->replication_full_sync_interval_secs =
+		set->replication_full_sync_interval;
+	set_r->replication_max_conns = set->replication_max_conns;
+	set_r->replication_sync_deadline_secs =
+		set->limits.replication_sync_deadline;
+	set_r->replication_retry_min_interval_msecs =
+		set->limits.replication_retry_min_interval;
+	set_r->replication_retry_max_interval_secs =
+		set->limits.replication_retry_max_interval;
+	set_r->replication_probe_timeout_msecs =
+		set->limits.replication_probe_timeout;
+}
+
+void replication_shim_service_settings(const char *module,
 				       struct replication_shim_settings *set_r)
 {
+	const struct master_service_settings *service;
 	struct event *event;
 	const char *error;
 
@@ -75,48 +121,20 @@ void replication_shim_service_settings(const char *module ATTR_UNUSED,
 		i_fatal("Error reading configuration: %s", error);
 	master_service_init_log(master_service);
 
-	event = master_service_get_event(master_service);
-	/* a user's variables are expanded for each user */
-	if (settings_get(event, &replication_setting_parser_info,
-			 SETTINGS_GET_FLAG_NO_EXPAND, &shim_user_settings,
-			 &error) < 0 ||
-	    settings_get(event, &replicator_setting_parser_info, 0,
-			 &shim_replicator_settings, &error) < 0 ||
-	    settings_get(event, &aggregator_setting_parser_info, 0,
-			 &shim_aggregator_settings, &error) < 0)
-		i_fatal("Error reading configuration: %s", error);
-	shim_check_replicas();
-
-	const struct master_service_settings *service =
-		master_service_get_service_settings(master_service);
-	const struct replicator_settings *replicator = shim_replicator_settings;
-
 	i_zero(set_r);
+	service = master_service_get_service_settings(master_service);
 	set_r->base_dir = service->base_dir;
 	set_r->state_dir = service->state_dir;
-	set_r->replicator_host = shim_aggregator_settings->replicator_host;
-	set_r->replicator_port = shim_aggregator_settings->replicator_port;
-	set_r->auth_socket_path = replicator->auth_socket_path;
-	set_r->doveadm_socket_path = replicator->doveadm_socket_path;
-	set_r->doveadm_password = replicator->doveadm_password;
-	set_r->doveadm_port = replicator->doveadm_port;
-	set_r->replication_dsync_parameters =
-		replicator->replication_dsync_parameters;
-	set_r->replication_full_sync_interval_secs =
-		replicator->replication_full_sync_interval;
-	set_r->replication_max_conns = replicator->replication_max_conns;
-	set_r->replication_sync_deadline_secs =
-		replicator->limits.replication_sync_deadline;
-	set_r->replication_retry_min_interval_msecs =
-		replicator->limits.replication_retry_min_interval;
-	set_r->replication_retry_max_interval_secs =
-		replicator->limits.replication_retry_max_interval;
-	set_r->replication_probe_timeout_msecs =
-		replicator->limits.replication_probe_timeout;
+	event = master_service_get_event(master_service);
+	shim_read_aggregator(event, set_r);
+	if (module == NULL)
+		shim_read_replicator(event, set_r);
 }
 
 const char *replication_shim_service_user_setting(const char *key)
 {
+	if (shim_user_settings == NULL)
+		return NULL;
 	if (strcmp(key, "noreplicate") == 0)
 		return shim_user_settings->noreplicate ? "yes" : NULL;
 	return shim_replica(key);

@@ -38,9 +38,8 @@ struct replication_shim_callbacks {
 /* Starts the service; argv must live as long as the process. Nonzero: exit
    with it. It does not end when the master would have idle processes end. */
 int replication_shim_service_init(const char *name, int argc, char **argv);
-/* Reads the settings of this module of Dovecot's (on 2.3 the others keep their
-   defaults), or all if it is NULL, and starts logging. Does not return on
-   error. */
+/* Reads the settings of this module of Dovecot's (the others are defaults, or
+   empty), or all if it is NULL, and starts logging. Does not return on error. */
 void replication_shim_service_settings(const char *module,
 				       struct replication_shim_settings *set_r);
 /* A user's setting without a user: on 2.3 the value in plugin { }, on 2.4 that
