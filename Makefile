@@ -29,14 +29,11 @@ cargo := CARGO_TARGET_DIR=$(target) $(CARGO)
 cdylib = $(cargo) rustc --locked --lib --crate-type cdylib --no-default-features --profile module \
 	--features "$(1)" -- -C relro-level=partial
 
-# The doveadm module is not written for 2.4 yet.
-with_doveadm := $(filter 2.3,$(series))
-
 # What is built, and where it goes.
 installed := \
 	$(moduledir)/lib20_replication_plugin.so \
 	$(moduledir)/settings/lib10_replication_settings.so \
-	$(if $(with_doveadm),$(moduledir)/doveadm/lib10_doveadm_replicator_plugin.so) \
+	$(moduledir)/doveadm/lib10_doveadm_replicator_plugin.so \
 	$(libexecdir)/aggregator \
 	$(libexecdir)/replicator
 
@@ -57,8 +54,8 @@ build: require-dovecot ## Build for the Dovecot at hand into build/<version>/
 	@mkdir -p $(out)
 	@$(call cdylib,plugin)
 	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/lib20_replication_plugin.so)
-	@$(if $(with_doveadm),$(call cdylib,doveadm))
-	@$(if $(with_doveadm),$(call place,$(target)/module/libdovecot_replication.so,$(out)/lib10_doveadm_replicator_plugin.so))
+	@$(call cdylib,doveadm)
+	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/lib10_doveadm_replicator_plugin.so)
 	@$(cargo) build --locked --release --bins --features daemon
 	@$(call place,$(target)/release/aggregator,$(out)/aggregator)
 	@$(call place,$(target)/release/replicator,$(out)/replicator)

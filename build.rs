@@ -125,7 +125,7 @@ fn bind(header: &Path, host: &str, dovecot: &Dovecot) {
 }
 
 /// What each host's Rust names beyond its shim's own header.
-const ALLOWED: [(&str, &str); 31] = [
+const ALLOWED: [(&str, &str); 33] = [
     ("plugin", "notify_vfuncs"),
     ("plugin", "notify_register"),
     ("plugin", "notify_unregister"),
@@ -147,6 +147,8 @@ const ALLOWED: [(&str, &str); 31] = [
     ("doveadm", "doveadm_cmd_context"),
     ("doveadm", "doveadm_mail_cmd_context"),
     ("doveadm", "doveadm_cmd_param_str"),
+    ("doveadm", "doveadm_cmd_param_bool"),
+    ("doveadm", "doveadm_cmd_ver2"),
     ("doveadm", "doveadm_settings"),
     ("doveadm", "doveadm_exit_code"),
     ("doveadm", "doveadm_print"),
@@ -243,6 +245,8 @@ impl Dovecot {
             ("daemon", true) => &["daemon-2.4.c", "settings.c", "settings-2.4.c"],
             ("plugin", false) => &["plugin-2.3.c"],
             ("plugin", true) => &["plugin-2.4.c", "settings.c", "settings-2.4.c"],
+            ("doveadm", false) => &["doveadm-2.3.c"],
+            ("doveadm", true) => &["doveadm-2.4.c", "settings.c", "settings-2.4.c"],
             _ => &[],
         }
     }

@@ -19,19 +19,28 @@ struct iostream_private;
 typedef struct doveadm_mail_cmd_context *replication_mail_cmd_alloc_t(void);
 typedef void replication_stream_close_t(struct iostream_private *stream, bool close_parent);
 
-/* Puts "replicator show" and "replicator peers" among the commands. */
-void replication_doveadm_register(doveadm_command_ver2_t *show, doveadm_command_ver2_t *peers);
+/* Puts this command among doveadm's, unless doveadm has one of its name: FALSE. */
+bool replication_doveadm_register(const char *name, doveadm_command_ver2_t *run);
 
 /* Makes the mail command allocate its context by another function; gives the one it had, or NULL if there is no such
-   mail command. */
+   mail command. On 2.4 it also gets the options that it had on 2.3 and replication needs: -U, and sync -d. */
 replication_mail_cmd_alloc_t *
 replication_doveadm_replace_alloc(const char *name, replication_mail_cmd_alloc_t *alloc);
 
+#if DOVECOT_VERSION_MAJOR > 2 || DOVECOT_VERSION_MINOR >= 4
+/* For sync without a destination, in preinit: gives it one to be filled for each user. FALSE if it has one. */
+bool replication_doveadm_leave_destination_open(struct doveadm_cmd_context *cctx);
+/* Fills it with the user's mail_replica. 1 = done, 0 = the user has none, -1 = error. */
+int replication_doveadm_fill_destination(struct doveadm_cmd_context *cctx,
+					 struct mail_storage_service_user *user,
+					 const char **error_r);
+#else
 /* Makes the stream close by another function; gives the one it had. */
 replication_stream_close_t *
 replication_doveadm_replace_close(struct ostream *stream, replication_stream_close_t *close);
 /* The same, from within a close function. */
 void replication_doveadm_restore_close(struct iostream_private *stream, replication_stream_close_t *close);
+#endif
 
 const char *replication_doveadm_username(struct mail_user *user);
 /* Whether the user is marked noreplicate, globally or by userdb. */

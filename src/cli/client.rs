@@ -3,6 +3,8 @@
 //! ```text
 //! C: VERSION\treplicator-doveadm-client\t1\t0      S: VERSION\treplicator-doveadm-server\t1\t<minor>
 //! C: SHOW\t<user>   or   PEERS                     S: a line per row, then a blank line; or -<reason>
+//! C: STATUS[\t<mask>]   or   STATUS-DSYNC          S: a line per row, then a blank line
+//! C: REPLICATE, ADD, REMOVE                        S: +[<number>] or -<reason>
 //! ```
 //! Fields are tab-escaped. A stock replicator ends the connection at a command that it does not know.
 
@@ -17,8 +19,12 @@ pub const LINE_BYTES_MAX: usize = 64 * 1024;
 /// The most rows of an answer. Nobody has that many replicas or peers; what goes on for ever is no answer.
 pub const ROWS_MAX: usize = 100_000;
 
+/// The most rows of an answer with a row per user.
+pub const USER_ROWS_MAX: usize = 100_000_000;
+
 const HELLO: &[u8] = b"VERSION\treplicator-doveadm-client\t1\t0\n";
 
+const EX_USAGE: i32 = 64;
 const EX_NOUSER: i32 = 67;
 const EX_UNAVAILABLE: i32 = 69;
 const EX_TEMPFAIL: i32 = 75;
@@ -35,8 +41,10 @@ pub enum AnswerError {
     Unsupported,
     /// The server hung up in the middle of the answer.
     Disconnected,
-    /// The server refused, and why.
+    /// The server refused, and why: it does not know the user.
     Refused(String),
+    /// The server did not do what it was told, and why.
+    Rejected(String),
     /// More or longer lines than an answer may have.
     TooMuch,
 }
@@ -50,6 +58,7 @@ impl AnswerError {
             Self::Incompatible | Self::TooMuch => EX_PROTOCOL,
             Self::Unsupported => EX_UNAVAILABLE,
             Self::Refused(_) => EX_NOUSER,
+            Self::Rejected(_) => EX_USAGE,
         }
     }
 }
@@ -64,10 +73,10 @@ impl fmt::Display for AnswerError {
                 "the replicator does not know this command (is it Dovecot's own replicator, or an older one?)",
             ),
             Self::Disconnected => f.write_str("Replicator disconnected unexpectedly"),
-            Self::Refused(reason) => write!(f, "Replicator failed: {reason}"),
+            Self::Refused(reason) | Self::Rejected(reason) => write!(f, "Replicator failed: {reason}"),
             Self::TooMuch => write!(
                 f,
-                "the answer has a line of over {LINE_BYTES_MAX} bytes or over {ROWS_MAX} lines"
+                "the answer has a line of over {LINE_BYTES_MAX} bytes or too many lines"
             ),
         }
     }
@@ -110,53 +119,90 @@ pub fn notify_request(username: &[u8]) -> Vec<u8> {
     [HELLO, &request(&[b"NOTIFY", username, b"", b""])].concat()
 }
 
-/// Asks, and gives each row of the answer to `each_row`.
-///
-/// # Errors
-///
-/// See [`AnswerError`]; rows may have been given before it.
-pub fn ask<S: BufRead>(
-    mut server: S,
-    mut send: impl Write,
-    request: &[u8],
-    mut each_row: impl FnMut(Vec<Vec<u8>>),
-) -> Result<(), AnswerError> {
-    send.write_all(HELLO).map_err(AnswerError::Io)?;
-    let greeting = match read_line(&mut server)? {
-        Some(line) => line,
-        None => return Err(AnswerError::Disconnected),
-    };
-    let mut words = greeting.split(|&b| b == b'\t');
-    let start = (words.next(), words.next(), words.next());
-    if start
-        != (
-            Some(b"VERSION".as_slice()),
-            Some(b"replicator-doveadm-server".as_slice()),
-            Some(b"1".as_slice()),
-        )
-    {
-        return Err(AnswerError::Incompatible);
-    }
-    send.write_all(request).map_err(AnswerError::Io)?;
-    for rows in 0..=ROWS_MAX {
-        let Some(line) = read_line(&mut server)? else {
-            return Err(if rows == 0 {
-                AnswerError::Unsupported
-            } else {
-                AnswerError::Disconnected
-            });
+/// A replicator that has greeted.
+#[derive(Debug)]
+pub struct Client<S, W> {
+    server: S,
+    send: W,
+}
+
+impl<S: BufRead, W: Write> Client<S, W> {
+    /// Greets, and waits for the server to do so.
+    ///
+    /// # Errors
+    ///
+    /// The server does not, or as something else.
+    pub fn greet(mut server: S, mut send: W) -> Result<Self, AnswerError> {
+        send.write_all(HELLO).map_err(AnswerError::Io)?;
+        let Some(greeting) = read_line(&mut server)? else {
+            return Err(AnswerError::Disconnected);
         };
-        if line.is_empty() {
-            return Ok(());
+        let mut words = greeting.split(|&b| b == b'\t');
+        let start = (words.next(), words.next(), words.next());
+        if start
+            != (
+                Some(b"VERSION".as_slice()),
+                Some(b"replicator-doveadm-server".as_slice()),
+                Some(b"1".as_slice()),
+            )
+        {
+            return Err(AnswerError::Incompatible);
         }
-        if let Some(reason) = refusal(&line) {
-            return Err(AnswerError::Refused(reason));
+        Ok(Self { server, send })
+    }
+
+    /// Asks, and gives each row of the answer to `each_row`.
+    ///
+    /// # Errors
+    ///
+    /// See [`AnswerError`]; rows may have been given before it.
+    pub fn ask(
+        mut self,
+        request: &[u8],
+        rows_max: usize,
+        mut each_row: impl FnMut(Vec<Vec<u8>>),
+    ) -> Result<(), AnswerError> {
+        self.send.write_all(request).map_err(AnswerError::Io)?;
+        for rows in 0..=rows_max {
+            let Some(line) = read_line(&mut self.server)? else {
+                return Err(if rows == 0 {
+                    AnswerError::Unsupported
+                } else {
+                    AnswerError::Disconnected
+                });
+            };
+            if line.is_empty() {
+                return Ok(());
+            }
+            if let Some(reason) = refusal(&line) {
+                return Err(AnswerError::Refused(reason));
+            }
+            if rows < rows_max {
+                each_row(split_tabescaped(&line).collect());
+            }
         }
-        if rows < ROWS_MAX {
-            each_row(split_tabescaped(&line).collect());
+        Err(AnswerError::TooMuch)
+    }
+
+    /// Has something done; gives what follows the `+`.
+    ///
+    /// # Errors
+    ///
+    /// It was not done, or nobody knows.
+    pub fn order(mut self, request: &[u8]) -> Result<Vec<u8>, AnswerError> {
+        self.send.write_all(request).map_err(AnswerError::Io)?;
+        match read_line(&mut self.server)? {
+            None => Err(AnswerError::Disconnected),
+            Some(line) => match line.split_first() {
+                Some((b'+', rest)) => Ok(tabunescape(rest)),
+                reason => {
+                    let reason = reason.map_or(&b""[..], |(_, reason)| reason);
+                    let reason = String::from_utf8_lossy(&tabunescape(reason)).into_owned();
+                    Err(AnswerError::Rejected(reason))
+                }
+            },
         }
     }
-    Err(AnswerError::TooMuch)
 }
 
 /// The reason of a `-<reason>` line. A row has several fields, even where its first begins with `-`.
@@ -207,14 +253,10 @@ mod tests {
         let mut sent = Vec::new();
         let mut rows = Vec::new();
         let bytes = format!("{GREETING}{answer}");
-        let result = ask(
-            bytes.as_bytes(),
-            &mut sent,
-            &request(&[b"SHOW", b"u\t1"]),
-            |row| {
-                rows.push(row);
-            },
-        );
+        let result = Client::greet(bytes.as_bytes(), &mut sent).and_then(|client| {
+            let request = request(&[b"SHOW", b"u\t1"]);
+            client.ask(&request, ROWS_MAX, |row| rows.push(row))
+        });
         (result, rows, sent)
     }
 
@@ -256,11 +298,33 @@ mod tests {
             "VERSION\treplicator-notify\t1\t0\n",
             "+\n",
         ] {
-            let result = ask(greeting.as_bytes(), io::sink(), b"PEERS\n", |_| {});
+            let result = Client::greet(greeting.as_bytes(), io::sink());
             assert_eq!(result.unwrap_err().exit_code(), 76, "{greeting:?}");
         }
-        let result = ask(&b""[..], io::sink(), b"PEERS\n", |_| {});
+        let result = Client::greet(&b""[..], io::sink());
         assert_eq!(result.unwrap_err().exit_code(), 75);
+    }
+
+    #[test]
+    fn an_order_is_done_or_rejected_with_its_reason() {
+        for (answer, done) in [
+            ("+\n", Ok(&b""[..])),
+            ("+2\n", Ok(b"2")),
+            (
+                "-User not found\n",
+                Err(("Replicator failed: User not found", 64)),
+            ),
+            ("\n", Err(("Replicator failed: ", 64))),
+            ("+2", Err(("Replicator disconnected unexpectedly", 75))),
+        ] {
+            let bytes = format!("{GREETING}{answer}");
+            let client = Client::greet(bytes.as_bytes(), io::sink()).unwrap();
+            let result = client.order(b"REPLICATE\tlow\t\t*\n");
+            let result = result.map_err(|e| (e.to_string(), e.exit_code()));
+            let done = done.map(<[u8]>::to_vec);
+            let done = done.map_err(|(text, code): (&str, i32)| (text.to_owned(), code));
+            assert_eq!(result, done, "{answer:?}");
+        }
     }
 
     #[test]

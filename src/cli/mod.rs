@@ -1,11 +1,17 @@
 //! What `doveadm replicator` says, without Dovecot: requests, answers, columns and their text.
 //!
-//! One file per subcommand. A value is made once for people (times as they passed, `-` for none) and once for programs
-//! (as it came over the wire); who prints it chooses.
+//! One file per subcommand. Of our own, `show` and `peers`, a value is made once for people (times as they passed, `-` for none)
+//! and once for programs (as it came over the wire); who prints it chooses. Those that 2.3 has print what 2.3's print, whoever
+//! reads it.
 
+pub mod add;
 pub mod client;
+pub mod dsync_status;
 pub mod peers;
+pub mod remove;
+pub mod replicate;
 pub mod show;
+pub mod status;
 
 use std::borrow::Cow;
 
@@ -16,6 +22,37 @@ pub struct Column {
     pub name: &'static std::ffi::CStr,
     /// How its values are read.
     pub kind: Kind,
+    /// How a table shows it.
+    pub layout: Layout,
+}
+
+impl Column {
+    const fn of(name: &'static std::ffi::CStr, kind: Kind) -> Self {
+        Self {
+            name,
+            kind,
+            layout: Layout::Plain,
+        }
+    }
+
+    const fn text(name: &'static std::ffi::CStr, layout: Layout) -> Self {
+        Self {
+            name,
+            kind: Kind::Text,
+            layout,
+        }
+    }
+}
+
+/// How a table shows a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// As wide as its values.
+    Plain,
+    /// With what is left of the screen.
+    Wide,
+    /// Without its title.
+    Untitled,
 }
 
 /// What the values of a column are on the wire.

@@ -5,17 +5,13 @@ use super::{Column, Kind};
 
 /// The columns, in the order of the answer's fields.
 pub const COLUMNS: &[Column] = &[
-    column(c"target", Kind::Text),
-    column(c"state", Kind::Text),
-    column(c"since", Kind::Time),
-    column(c"users waiting", Kind::Number),
-    column(c"reason", Kind::Text),
-    column(c"next probe", Kind::Secs),
+    Column::of(c"target", Kind::Text),
+    Column::of(c"state", Kind::Text),
+    Column::of(c"since", Kind::Time),
+    Column::of(c"users waiting", Kind::Number),
+    Column::of(c"reason", Kind::Text),
+    Column::of(c"next probe", Kind::Secs),
 ];
-
-const fn column(name: &'static std::ffi::CStr, kind: Kind) -> Column {
-    Column { name, kind }
-}
 
 /// The line that asks for the peers.
 #[must_use]

@@ -3,28 +3,21 @@
 use super::client::request;
 use super::{Column, Kind};
 
-/// How it is called.
-pub const USAGE: &str = "[-a <replicator socket path>] <user>";
-
 /// The columns, in the order of the answer's fields.
 pub const COLUMNS: &[Column] = &[
-    column(c"username", Kind::Text),
-    column(c"replica", Kind::Number),
-    column(c"target", Kind::Text),
-    column(c"priority", Kind::Text),
-    column(c"pending", Kind::Time),
-    column(c"fast sync", Kind::Time),
-    column(c"full sync", Kind::Time),
-    column(c"success sync", Kind::Time),
-    column(c"failures", Kind::Number),
-    column(c"reason", Kind::Text),
-    column(c"next sync", Kind::Secs),
-    column(c"syncing", Kind::Flag),
+    Column::of(c"username", Kind::Text),
+    Column::of(c"replica", Kind::Number),
+    Column::of(c"target", Kind::Text),
+    Column::of(c"priority", Kind::Text),
+    Column::of(c"pending", Kind::Time),
+    Column::of(c"fast sync", Kind::Time),
+    Column::of(c"full sync", Kind::Time),
+    Column::of(c"success sync", Kind::Time),
+    Column::of(c"failures", Kind::Number),
+    Column::of(c"reason", Kind::Text),
+    Column::of(c"next sync", Kind::Secs),
+    Column::of(c"syncing", Kind::Flag),
 ];
-
-const fn column(name: &'static std::ffi::CStr, kind: Kind) -> Column {
-    Column { name, kind }
-}
 
 /// The line that asks for a user.
 #[must_use]

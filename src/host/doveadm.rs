@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString};
 use std::ptr;
 
 use super::bindings as ffi;
+use crate::cli::Layout;
 
 /// A text for C: what follows a NUL is lost, as it would be in C.
 fn c_text(text: &[u8]) -> CString {
@@ -41,6 +42,42 @@ impl Command {
         // SAFETY: Dovecot gave a NUL-terminated string that lives as long as the command.
         Some(unsafe { CStr::from_ptr(value) }.to_bytes().to_vec())
     }
+
+    /// Whether the flag of this name was given.
+    #[must_use]
+    pub fn param_bool(self, name: &CStr) -> bool {
+        let mut value = false;
+        // SAFETY: `cctx` is valid by the contract of `new`.
+        let given =
+            unsafe { ffi::doveadm_cmd_param_bool(self.cctx, name.as_ptr(), &raw mut value) };
+        given && value
+    }
+
+    /// Whether it was given on a command line, and not to doveadm-server.
+    #[must_use]
+    pub fn is_from_command_line(self) -> bool {
+        // SAFETY: `cctx` is valid by the contract of `new`.
+        let from = unsafe { (*self.cctx).conn_type };
+        from == ffi::doveadm_client_type_DOVEADM_CONNECTION_TYPE_CLI
+    }
+
+    /// How it is called.
+    #[must_use]
+    pub fn usage(self) -> String {
+        // SAFETY: `cctx` is valid by the contract of `new`.
+        let cmd = unsafe { (*self.cctx).cmd };
+        // SAFETY: doveadm sets the command before it runs it.
+        let cmd = unsafe { &*cmd };
+        // SAFETY: a registered command has a name, NUL-terminated, for good.
+        let name = unsafe { CStr::from_ptr(cmd.name) };
+        // SAFETY: as above, a usage.
+        let usage = unsafe { CStr::from_ptr(cmd.usage) };
+        format!(
+            "doveadm {} {}",
+            name.to_string_lossy(),
+            usage.to_string_lossy()
+        )
+    }
 }
 
 /// The setting `base_dir`; empty before doveadm has read its settings.
@@ -66,20 +103,33 @@ pub fn set_exit_code(code: i32) {
     unsafe { ffi::doveadm_exit_code = code }
 }
 
+/// The format of an output that the caller of doveadm did not choose.
+#[derive(Clone, Copy, Debug)]
+pub enum Format {
+    /// Columns.
+    Table,
+    /// `key=value ...`
+    Flow,
+}
+
 /// The output of a command, in the format that the caller of doveadm chose.
 pub struct Print {
     for_machines: bool,
 }
 
 impl Print {
-    /// Begins the output; a table where no format was chosen.
+    /// Begins the output, in this format where none was chosen.
     #[must_use]
-    pub fn begin() -> Self {
+    pub fn begin(format: Format) -> Self {
         // SAFETY: no precondition.
         let for_machines = unsafe { ffi::doveadm_print_is_initialized() };
         if !for_machines {
+            let name = match format {
+                Format::Table => c"table",
+                Format::Flow => c"flow",
+            };
             // SAFETY: not yet initialized, and doveadm knows this format.
-            unsafe { ffi::doveadm_print_init(c"table".as_ptr()) };
+            unsafe { ffi::doveadm_print_init(name.as_ptr()) };
         }
         Self { for_machines }
     }
@@ -91,9 +141,16 @@ impl Print {
     }
 
     /// Adds a column; all columns come before the first value.
-    pub fn header(&self, name: &CStr) {
+    pub fn header(&self, name: &CStr, layout: Layout) {
+        let flags = match layout {
+            Layout::Plain => 0,
+            Layout::Wide => ffi::doveadm_print_header_flags_DOVEADM_PRINT_HEADER_FLAG_EXPAND,
+            Layout::Untitled => {
+                ffi::doveadm_print_header_flags_DOVEADM_PRINT_HEADER_FLAG_HIDE_TITLE
+            }
+        };
         // SAFETY: the output was begun; Dovecot copies the name.
-        unsafe { ffi::doveadm_print_header(name.as_ptr(), name.as_ptr(), 0) }
+        unsafe { ffi::doveadm_print_header(name.as_ptr(), name.as_ptr(), flags) }
     }
 
     /// Adds the value of the next column.

@@ -1,23 +1,28 @@
-//! `sync` and `dsync-server` with `-U`, wrapped: what replication needs and stock Dovecot 2.3 lacks.
+//! `sync` and `dsync-server` with `-U`, wrapped: what replication needs and stock Dovecot lacks. 2.4 knows no `-U`: a module
+//! makes it an option of both commands, and all that 2.3 does with it is done here.
 //!
 //! - `dsync-server -U` tells the replicator of a sync that the peer ran (NOTIFY) after it has become the mail user, who
 //!   may not open a `replicator-doveadm` of mode 0600. Stock code sends the NOTIFY right after it has closed the
-//!   connection, and is root meanwhile: so flags and state stay stock's.
+//!   connection, and is root meanwhile: so flags and state stay stock's. 2.4 sends none: here it is sent after the sync, with
+//!   neither, as only dsync's own code knows them.
 //! - `dsync-server -U` of a user marked `noreplicate` answers NOUSER: NOREPLICATE makes the peer's dsync panic.
 //! - `sync -U` of such a user ends before it calls the peer, and survives a peer that answers NOREPLICATE.
 //! - A doveadm-server process is root again after each, so that it can serve the next user (`service_count = 0`).
-//! - `sync -U` ends when it stands still and its client is gone (see `watchdog`).
+//! - `sync -U` ends when it stands still and its client is gone (see `watchdog`). On 2.4 any `sync` does, for the replicator
+//!   does not give it a `-U` that a doveadm without this module would refuse.
+//! - `sync -d` on 2.4 syncs with the user's `mail_replica`, as on 2.3.
 //!
-//! Without `-U` the commands are stock's, untouched.
+//! All else is stock's, untouched.
 
 use std::ffi::{CStr, OsStr, c_int};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::watchdog;
 use crate::cli::client;
@@ -25,17 +30,21 @@ use crate::host::bindings as ffi;
 use crate::host::doveadm::base_dir;
 use crate::host::guard::guard;
 
+#[cfg(not(dovecot_2_4))]
+#[path = "dsync/v2_3.rs"]
+mod version;
+#[cfg(dovecot_2_4)]
+#[path = "dsync/v2_4.rs"]
+mod version;
+
 type Context = ffi::doveadm_mail_cmd_context;
 type Alloc = unsafe extern "C" fn() -> *mut Context;
-type Close = unsafe extern "C" fn(*mut ffi::iostream_private, bool);
 
 const EX_NOUSER: c_int = 67;
 const EX_TEMPFAIL: c_int = 75;
 /// Commands whose context was freed without a deinit would stay: the oldest goes beyond this many.
 const WRAPPED_MAX: usize = 64;
-const NOTIFY_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
-/// No effective user to go back to.
-const NOBODY: u32 = u32::MAX;
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -50,6 +59,9 @@ struct Wrapped {
     stock: ffi::doveadm_mail_cmd_vfuncs,
     /// `-U` was given.
     notify: bool,
+    /// The destination is the user's `mail_replica`, to be filled in by us.
+    #[cfg(dovecot_2_4)]
+    destination_is_open: bool,
     /// The user is marked noreplicate: nothing is to be done.
     refused: bool,
     /// Root when it began: then it is root again when it ends.
@@ -61,9 +73,6 @@ struct Wrapped {
 static STOCK_SYNC: OnceLock<Alloc> = OnceLock::new();
 static STOCK_SERVER: OnceLock<Alloc> = OnceLock::new();
 static WRAPPED: Mutex<Vec<Wrapped>> = Mutex::new(Vec::new());
-static STOCK_CLOSE: Mutex<Option<Close>> = Mutex::new(None);
-/// The mail user's uid while the close of the connection has made the process root.
-static LOWER_TO: AtomicU32 = AtomicU32::new(NOBODY);
 
 /// Makes `sync` and `dsync-server` allocate their contexts here.
 pub fn wrap_commands() {
@@ -118,11 +127,13 @@ fn adopt(context: *mut Context, kind: Kind) {
         kind,
         stock: *v,
         notify: false,
+        #[cfg(dovecot_2_4)]
+        destination_is_open: false,
         refused: false,
         began_as_root: false,
         replicator: None,
     });
-    v.parse_arg = Some(parse_arg);
+    version::take_over(v);
     v.preinit = Some(preinit);
     v.prerun = Some(prerun);
     v.run = Some(run);
@@ -157,30 +168,11 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-unsafe extern "C" fn parse_arg(context: *mut Context, option: c_int) -> bool {
-    let taken = option == c_int::from(b'U') && guard("parse_arg", false, || note_notify(context));
-    if taken {
-        return true;
-    }
-    match stock_of(context).and_then(|stock| stock.parse_arg) {
-        // SAFETY: stock's own function with what it was to be called with.
-        Some(stock) => unsafe { stock(context, option) },
-        None => false,
-    }
-}
-
-/// Whether the option is ours alone: a root's command line whose stock NOTIFY would come after it is root no more.
-fn note_notify(context: *mut Context) -> bool {
-    let ours_alone = !is_served(context) && is_root();
-    with(context, |w| {
-        w.notify = true;
-        w.kind == Kind::Server && ours_alone
-    })
-    .unwrap_or(false)
-}
-
 unsafe extern "C" fn preinit(context: *mut Context) {
-    guard("preinit", (), || keep_root_within_reach(context));
+    guard("preinit", (), || {
+        version::read_options(context);
+        keep_root_within_reach(context);
+    });
     if let Some(stock) = stock_of(context).and_then(|stock| stock.preinit) {
         // SAFETY: stock's own function with what it was to be called with.
         unsafe { stock(context) };
@@ -213,6 +205,11 @@ unsafe extern "C" fn prerun(
     }) {
         return 0;
     }
+    if !guard("prerun", true, || {
+        version::has_destination(context, user, error_r)
+    }) {
+        return -1;
+    }
     match stock_of(context).and_then(|stock| stock.prerun) {
         // SAFETY: stock's own function with what it was to be called with.
         Some(stock) => unsafe { stock(context, user, error_r) },
@@ -225,18 +222,20 @@ fn before_privileges_are_dropped(
     context: *mut Context,
     user: *mut ffi::mail_storage_service_user,
 ) -> bool {
-    let Some((kind, true)) = with(context, |w| (w.kind, w.notify)) else {
+    let Some((kind, notify)) = with(context, |w| (w.kind, w.notify)) else {
         return false;
     };
     let served = is_served(context);
     // SAFETY: doveadm gave us the user for the time of the call.
-    if served && unsafe { ffi::replication_doveadm_noreplicate(user) } {
+    if notify && served && unsafe { ffi::replication_doveadm_noreplicate(user) } {
         with(context, |w| w.refused = true);
         return true;
     }
     match (kind, served) {
-        (Kind::Sync, true) => watchdog::arm(client_fd(context)),
-        (Kind::Server, false) if is_root() => {
+        (Kind::Sync, true) if notify || version::WATCHES_EVERY_SYNC => {
+            watchdog::arm(client_fd(context));
+        }
+        (Kind::Server, false) if notify && version::notifies_for_command_line() => {
             let replicator = connect_to_replicator();
             with(context, |w| w.replicator = replicator);
         }
@@ -261,9 +260,13 @@ fn client_fd(context: *mut Context) -> c_int {
 fn connect_to_replicator() -> Option<UnixStream> {
     let mut path = base_dir();
     path.extend_from_slice(b"/replicator-doveadm");
-    let stream = UnixStream::connect(Path::new(OsStr::from_bytes(&path))).ok()?;
-    stream.set_write_timeout(Some(NOTIFY_WRITE_TIMEOUT)).ok()?;
-    Some(stream)
+    let address = SocketAddrUnix::new(OsStr::from_bytes(&path)).ok()?;
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+    // It is also how long a full listen queue is waited for.
+    set_socket_timeout(&socket, Timeout::Send, Some(NOTIFY_TIMEOUT)).ok()?;
+    connect(&socket, &address).ok()?;
+    Some(UnixStream::from(socket))
 }
 
 unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_int {
@@ -272,7 +275,7 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
         unsafe { (*context).exit_code = code };
         return -1;
     }
-    guard("run", (), || watch_close(context));
+    guard("run", (), || version::before_run(context));
     let result = match stock_of(context).and_then(|stock| stock.run) {
         // SAFETY: stock's own function with what it was to be called with.
         Some(stock) => unsafe { stock(context, user) },
@@ -282,7 +285,9 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
             -1
         }
     };
-    after_run(context);
+    // Not guarded: it must be done after a panic too, and has none.
+    version::after_run(context);
+    watchdog::disarm();
     if result >= 0 {
         guard("run", (), || notify_ourselves(context, user));
     }
@@ -291,82 +296,22 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
 
 /// The exit code with which the command ends before it begins.
 fn refusal(context: *mut Context) -> Option<c_int> {
-    let noreplicate = c_int::try_from(ffi::DOVEADM_EX_NOREPLICATE).ok()?;
     let (kind, refused) = with(context, |w| (w.kind, w.refused))?;
     if refused {
         return Some(match kind {
-            Kind::Sync => noreplicate,
+            Kind::Sync => version::REFUSED_SYNC,
             Kind::Server => EX_NOUSER,
         });
     }
-    // The peer has answered in prerun; stock goes on without a connection and panics.
     // SAFETY: doveadm gave the context to us.
     let code = unsafe { (*context).exit_code };
-    (kind == Kind::Sync && code == noreplicate).then_some(code)
-}
-
-/// Has the close of the client's connection seen, after which stock sends its NOTIFY.
-fn watch_close(context: *mut Context) {
-    let wanted = with(context, |w| {
-        w.kind == Kind::Server && w.began_as_root && !is_root()
-    });
-    if wanted != Some(true) {
-        return;
-    }
-    let output = client_output(context);
-    if !output.is_null() {
-        // SAFETY: the client's stream lives as long as the command; `after_run` takes the function out again.
-        let stock = unsafe { ffi::replication_doveadm_replace_close(output, Some(close)) };
-        *table(&STOCK_CLOSE) = stock;
-    }
-}
-
-fn client_output(context: *mut Context) -> *mut ffi::ostream {
-    // SAFETY: `began_as_root` is only set where `is_served` has found the pointer set.
-    let cctx = unsafe { (*context).cctx };
-    // SAFETY: as above.
-    unsafe { (*cctx).output }
-}
-
-unsafe extern "C" fn close(stream: *mut ffi::iostream_private, close_parent: bool) {
-    let stock = table(&STOCK_CLOSE).take();
-    if let Some(stock) = stock {
-        // SAFETY: puts back what was there.
-        unsafe { ffi::replication_doveadm_restore_close(stream, Some(stock)) };
-        // SAFETY: stock's own function with what it was to be called with.
-        unsafe { stock(stream, close_parent) };
-        guard("close", (), become_root);
-    }
-}
-
-fn become_root() {
-    // SAFETY: no precondition.
-    let uid = unsafe { libc::geteuid() };
-    // Known before it is needed: nothing may keep `after_run` from lowering it again.
-    LOWER_TO.store(uid, Relaxed);
-    // SAFETY: fails where the process may not; then all is as stock has it.
-    unsafe { libc::seteuid(0) };
-}
-
-/// Gives back what was taken for the run. Not guarded: it must be done after a panic too, and has none.
-fn after_run(context: *mut Context) {
-    let uid = LOWER_TO.swap(NOBODY, Relaxed);
-    if uid != NOBODY {
-        // SAFETY: a process that was root may become any user; to go on as root would be worse than to die.
-        if unsafe { libc::seteuid(uid) } != 0 {
-            std::process::abort();
-        }
-    }
-    if let Some(stock) = table(&STOCK_CLOSE).take() {
-        // SAFETY: the stream was never closed, so it is still there; puts back what was there.
-        unsafe { ffi::replication_doveadm_replace_close(client_output(context), Some(stock)) };
-    }
-    watchdog::disarm();
+    (kind == Kind::Sync && version::is_refused_by_peer(code)).then_some(code)
 }
 
 /// Neither flag nor state: only stock's code knows them.
 fn notify_ourselves(context: *mut Context, user: *mut ffi::mail_user) {
-    let Some(mut replicator) = with(context, |w| w.replicator.take()).flatten() else {
+    let connected = with(context, |w| w.replicator.take()).flatten();
+    let Some(mut replicator) = connected.or_else(|| version::connect_after_run(context)) else {
         return;
     };
     // SAFETY: the user lives until the command's run has returned to doveadm.
@@ -385,7 +330,7 @@ unsafe extern "C" fn deinit(context: *mut Context) {
     }
 }
 
-/// Not guarded, as `after_run`.
+/// Not guarded, as `version::after_run`.
 fn forget(context: *mut Context) -> Option<Wrapped> {
     watchdog::disarm();
     let wrapped = {
