@@ -83,7 +83,7 @@ unsafe extern "C" fn cmd_add(cctx: *mut ffi::doveadm_cmd_context) {
     // SAFETY: doveadm runs the command with this context.
     let command = unsafe { Command::new(cctx) };
     guarded("replicator add", || match command.param_str(c"user-mask") {
-        Some(mask) => order(command, &add::add_request(&mask), |_| {}),
+        Some(mask) => order(command, &add::add_request(&mask)),
         None => usage(command),
     });
 }
@@ -92,7 +92,7 @@ unsafe extern "C" fn cmd_remove(cctx: *mut ffi::doveadm_cmd_context) {
     // SAFETY: doveadm runs the command with this context.
     let command = unsafe { Command::new(cctx) };
     guarded("replicator remove", || match command.param_str(c"user") {
-        Some(username) => order(command, &remove::remove_request(&username), |_| {}),
+        Some(username) => order(command, &remove::remove_request(&username)),
         None => usage(command),
     });
 }
@@ -155,9 +155,11 @@ fn run_replicate(command: Command) -> i32 {
     let priority = command.param_str(c"priority");
     let full = command.param_bool(c"full-sync");
     let request = replicate::replicate_request(&mask, priority.as_deref(), full);
-    order(command, &request, |users| {
+    converse(command, Manner::Stock, |client| {
         let print = begin(Format::Flow, replicate::COLUMNS);
-        print.value(&replicate::result(users));
+        client
+            .order(&request)
+            .map(|users| print.value(&replicate::result(&users)))
     })
 }
 
@@ -183,9 +185,8 @@ fn list(
     values: impl Fn(Vec<Vec<u8>>) -> Option<Vec<Vec<u8>>>,
 ) -> i32 {
     converse(command, Manner::Stock, |client| {
-        let mut print = None;
+        let print = begin(Format::Table, columns);
         let result = client.ask(request, USER_ROWS_MAX, |fields| {
-            let print = print.get_or_insert_with(|| begin(Format::Table, columns));
             for value in values(fields).unwrap_or_default() {
                 print.value(&value);
             }
@@ -193,18 +194,14 @@ fn list(
         match result {
             // Every replicator knows these commands.
             Err(AnswerError::Unsupported) => Err(AnswerError::Disconnected),
-            Err(e) => Err(e),
-            Ok(()) => {
-                print.get_or_insert_with(|| begin(Format::Table, columns));
-                Ok(())
-            }
+            result => result,
         }
     })
 }
 
-fn order(command: Command, request: &[u8], done: impl FnOnce(&[u8])) -> i32 {
+fn order(command: Command, request: &[u8]) -> i32 {
     converse(command, Manner::Stock, |client| {
-        client.order(request).map(|rest| done(&rest))
+        client.order(request).map(|_| ())
     })
 }
 
@@ -240,7 +237,12 @@ fn converse(
     match result {
         Ok(()) => 0,
         Err(e) => {
-            log::error!("{shown_path}: {e}");
+            match (&e, manner) {
+                (AnswerError::Rejected(_) | AnswerError::Disconnected, Manner::Stock) => {
+                    log::error!("{e}");
+                }
+                _ => log::error!("{shown_path}: {e}"),
+            }
             e.exit_code()
         }
     }
