@@ -2,8 +2,8 @@
 //!
 //! A body takes any bytes and panics where a parser breaks its promise.
 
-use dovecot_replication::cli::client::{LINE_BYTES_MAX, ask, request};
-use dovecot_replication::cli::{Kind, row, show};
+use dovecot_replication::cli::client::{Client, LINE_BYTES_MAX, ROWS_MAX, request};
+use dovecot_replication::cli::{Kind, row, show, status};
 use dovecot_replication::engine::aggregator::line::{
     LineSplitter, MAX_USERNAME, Step, parse_notification,
 };
@@ -129,21 +129,27 @@ pub fn sync_reply(data: &[u8]) {
 pub fn replicator_answer(data: &[u8]) {
     let answer = [b"VERSION\treplicator-doveadm-server\t1\t0\n", data].concat();
     let mut sent = Vec::new();
-    let result = ask(
-        answer.as_slice(),
-        &mut sent,
-        &request(&[b"SHOW", data]),
-        |fields| {
+    let result = Client::greet(answer.as_slice(), &mut sent).and_then(|client| {
+        client.ask(&request(&[b"SHOW", data]), ROWS_MAX, |fields| {
             assert!(fields.iter().map(Vec::len).sum::<usize>() <= LINE_BYTES_MAX);
+            if let Some(row) = status::user_row(&fields, 1_700_000_000) {
+                assert_eq!(row.len(), status::COLUMNS.len());
+            }
             for (column, value) in show::COLUMNS.iter().zip(row(show::COLUMNS, fields)) {
                 let text = column.kind.for_people(&value, 1_700_000_000);
                 assert!(!text.is_empty());
                 assert!(column.kind != Kind::Flag || text.len() == 1);
             }
-        },
+        })
+    });
+    let ordered = Client::greet(answer.as_slice(), std::io::sink())
+        .and_then(|client| client.order(b"ADD\t*\n"));
+    assert_eq!(
+        ordered.is_ok(),
+        data.starts_with(b"+") && data.contains(&b'\n')
     );
     assert_eq!(sent.iter().filter(|byte| **byte == b'\n').count(), 2);
-    if let Err(error) = result {
+    for error in [result.err(), ordered.err()].into_iter().flatten() {
         assert!((64..=78).contains(&error.exit_code()));
         assert!(!error.to_string().is_empty());
     }
