@@ -4,6 +4,7 @@
 mod harness;
 
 use harness::run::{main as run, trial};
+use harness::target::top;
 use harness::{Outcome, Target, check};
 use std::fs;
 use std::path::Path;
@@ -141,6 +142,54 @@ const SERVICES_2_4: [(&str, &str); 9] = [
     ),
 ];
 
+/// Userdb fields, and what a mail process of 2.4 makes of them: 2.3's way of writing them is understood.
+const USERDB: [(&[&str], &str); 17] = [
+    (
+        &[],
+        "mail_replica= mail_replica8= noreplicate=no replication_sync_timeout=0",
+    ),
+    (
+        &["mail_replica=tcp:a=b%u", "mail_replica8=remote:%{user}"],
+        "mail_replica=tcp:a=b%u mail_replica8=remote:%{user} ",
+    ),
+    (&["mail_replica="], "mail_replica= "),
+    (&["mail_replica=yes"], "mail_replica= "),
+    (&["noreplicate"], "noreplicate=yes "),
+    (&["noreplicate="], "noreplicate=yes "),
+    (&["noreplicate=y"], "noreplicate=yes "),
+    (&["noreplicate=No"], "noreplicate=no "),
+    (&["noreplicate=0"], "noreplicate=no "),
+    (
+        &["replication_sync_timeout=2"],
+        "replication_sync_timeout=2000",
+    ),
+    (
+        &["replication_sync_timeout=2s"],
+        "replication_sync_timeout=2000",
+    ),
+    (
+        &["replication_sync_timeout=1m"],
+        "replication_sync_timeout=60000",
+    ),
+    (
+        &["replication_sync_timeout=1hour"],
+        "replication_sync_timeout=3600000",
+    ),
+    (&["replication_sync_timeout="], "replication_sync_timeout=0"),
+    (
+        &["replication_sync_timeout=500ms"],
+        "replication_sync_timeout=500",
+    ),
+    (
+        &["replication_sync_timeout=3601"],
+        "Invalid settings: replication_sync_timeout: 3601000 msecs is out of range",
+    ),
+    (
+        &["replication_sync_timeout=soon"],
+        "Invalid replication_sync_timeout=soon: Invalid time interval: soon",
+    ),
+];
+
 fn is_2_4(target: &Target) -> bool {
     target.version.starts_with("2.4.")
 }
@@ -237,6 +286,58 @@ fn defaults(target: &Target) -> Outcome {
     Ok(())
 }
 
+fn userdb_fields(target: &Target) -> Outcome {
+    const SOURCES: [&str; 4] = [
+        "tests/abi/userdb_fields.c",
+        "c-shim/settings.c",
+        "c-shim/settings-2.4.c",
+        "c-shim/replication-settings.h",
+    ];
+    let dir = tempfile::tempdir_in(target.outside(Path::new("/tmp")))?;
+    let inside = Path::new("/tmp").join(dir.path().file_name().ok_or("no name")?);
+    let mut compiler = target.command("gcc");
+    compiler.args([
+        "-g",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-DHAVE_CONFIG_H",
+        "-I/usr/include/dovecot",
+    ]);
+    for source in SOURCES {
+        let name = Path::new(source).file_name().ok_or("no name")?;
+        fs::copy(top().join(source), dir.path().join(name))?;
+        if source.ends_with(".c") {
+            compiler.arg(inside.join(name));
+        }
+    }
+    let program = inside.join("userdb_fields");
+    let compiled = compiler
+        .arg("-o")
+        .arg(&program)
+        .args([
+            "-L/usr/lib/dovecot",
+            "-ldovecot",
+            "-Wl,-rpath,/usr/lib/dovecot",
+        ])
+        .output()?;
+    check(compiled.status.success(), || {
+        format!("gcc: {}", String::from_utf8_lossy(&compiled.stderr))
+    })?;
+    let mut wrong = Vec::new();
+    for (fields, expected) in USERDB {
+        let output = target
+            .command(&program.display().to_string())
+            .args(fields)
+            .output()?;
+        let says = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() || !output.stderr.is_empty() || !says.contains(expected) {
+            wrong.push(format!("{fields:?}: {expected:?} is not in {output:?}"));
+        }
+    }
+    check(wrong.is_empty(), || wrong.join("\n"))
+}
+
 /// `doveconf`'s blocks as paths.
 fn flattened(text: &str) -> Vec<String> {
     let mut blocks: Vec<String> = Vec::new();
@@ -277,6 +378,11 @@ fn main() -> ExitCode {
         for (name, case) in cases {
             let its = target.clone();
             trials.push(trial(&target, name, move || case(&its)));
+        }
+        if is_2_4(&target) {
+            let its = target.clone();
+            let name = "userdb_fields_are_understood_as_on_2_3";
+            trials.push(trial(&target, name, move || userdb_fields(&its)));
         }
     }
     run(trials)
