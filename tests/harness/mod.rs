@@ -9,7 +9,9 @@
 
 pub mod client;
 pub mod compare;
+pub mod doveadm_node;
 pub mod fake_doveadm;
+pub mod fake_replicator;
 pub mod node;
 pub mod pair;
 pub mod ports;
@@ -20,7 +22,9 @@ pub mod target;
 use std::time::{Duration, Instant};
 
 pub use client::{Imap, Lmtp, Pop3, Sieve};
+pub use doveadm_node::DoveadmNode;
 pub use fake_doveadm::FakeDoveadm;
+pub use fake_replicator::FakeReplicator;
 pub use libtest_mimic::Failed;
 pub use node::{Node, User};
 pub use pair::Pair;

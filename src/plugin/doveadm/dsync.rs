@@ -227,8 +227,9 @@ fn before_privileges_are_dropped(
     };
     let served = is_served(context);
     // SAFETY: doveadm gave us the user for the time of the call.
-    if notify && served && unsafe { ffi::replication_doveadm_noreplicate(user) } {
-        with(context, |w| w.refused = true);
+    let refused = notify && served && unsafe { ffi::replication_doveadm_noreplicate(user) };
+    with(context, |w| w.refused = refused);
+    if refused {
         return true;
     }
     match (kind, served) {
