@@ -536,7 +536,10 @@ fn stock_refuses_default_dsync(target: &Target, stock: &Target) -> Outcome {
     let result = peer.sync("u1", &DEFAULT_DSYNC)?;
     check(result == "-USAGE", || format!("{result}: {}", peer.log()))?;
     peer.finish(&["Unexpected or incomplete option: -U", "Remote exit_code=64"])?;
-    node.finish(&["Unexpected or incomplete option: -U"])
+    node.finish(&[
+        "Unexpected or incomplete option: -U",
+        "invalid option -- 'U'",
+    ])
 }
 
 /// From root's command line, as `remote:` runs it, where privileges are dropped for good.
