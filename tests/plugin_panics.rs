@@ -8,7 +8,7 @@ use harness::client::message;
 use harness::node::Builder;
 use harness::run::{main as run, trial};
 use harness::target::{PLUGIN, top};
-use harness::{Node, Outcome, Target, User, check};
+use harness::{Node, Outcome, Series, Target, User, check};
 use std::process::ExitCode;
 
 const USER: &str = "user";
@@ -29,11 +29,8 @@ const HOOKS: [(&str, bool); 10] = [
     ("deinit", true),
 ];
 
-fn panics(hook: &str, notified: bool, builder: Builder<'_>) -> Outcome {
-    let environment = format!(
-        "import_environment = $import_environment {VARIABLE}={}",
-        hook.replace(' ', "_")
-    );
+fn panics(hook: &str, notified: bool, series: Series, builder: Builder<'_>) -> Outcome {
+    let environment = series.environment(VARIABLE, &hook.replace(' ', "_"));
     builder
         .users([User::replicated(USER)])
         .config(&environment)
@@ -41,6 +38,7 @@ fn panics(hook: &str, notified: bool, builder: Builder<'_>) -> Outcome {
             let bug = format!("replication: BUG: panic in {hook} at src/host/guard.rs:");
             node.expect_log(&bug);
             // INBOX is there from the start: its creation is none of the session's changes.
+            node.make_inbox(USER)?;
             let mut imap = node.imap(USER)?;
             imap.append("INBOX", &message("one"))?;
             for command in [
@@ -116,7 +114,7 @@ fn main() -> ExitCode {
             let its = target.clone();
             let name = format!("mail_goes_on_after_a_panic_in/{}", hook.replace(' ', "_"));
             trials.push(trial(&target, &name, move || {
-                panics(hook, notified, Node::of(&its))
+                panics(hook, notified, its.series(), Node::of(&its))
             }));
         }
     }

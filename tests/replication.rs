@@ -10,7 +10,7 @@ mod harness;
 
 use harness::client::message;
 use harness::run::{judged, trial};
-use harness::{FakeDoveadm, Node, Outcome, Pair, Target, User, check, wait_for};
+use harness::{FakeDoveadm, Node, Outcome, Pair, Replication, Target, User, check, wait_for};
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 use std::io::{BufRead, BufReader, Write};
@@ -147,23 +147,15 @@ fn faked(
     // Beside the node: it must be there before the replicator starts.
     let fake = FakeDoveadm::listen(&target.outside("/tmp".as_ref()))?;
     let socket = fake.path_in_tmp();
+    let replication = Replication {
+        replicas: vec!["remote:peer".to_owned()],
+        ..Replication::default()
+    };
     let node = Node::of(target)
         .services()
         .users(users)
-        .config(&format!(
-            "\
-doveadm_socket_path = {socket}
-service replicator {{
-  process_min_avail = 1
-  unix_listener replicator-doveadm {{
-    mode = 0600
-  }}
-}}
-plugin {{
-  mail_replica = remote:peer
-}}
-{conf}"
-        ))
+        .config(&replication.render(target.series()))
+        .config(&format!("doveadm_socket_path = {socket}\n{conf}"))
         .start()?;
     wait_for("the replicator", harness::PATIENCE, || {
         Ok(node.path("run/replicator").exists().then_some(()))
@@ -418,6 +410,9 @@ fn peer_away(target: &Target) -> Outcome {
         node.tolerate_log("Connection refused");
         node.tolerate_log("not reachable");
         node.tolerate_log("is reachable again");
+        // Those that had connected to the master's socket, but to no process yet.
+        node.tolerate_log("Connection reset by peer");
+        node.tolerate_log("Disconnected from remote");
     }
     pair.finish()
 }
@@ -543,42 +538,17 @@ fn three_nodes(target: &Target) -> Outcome {
     let names = ["u1", "u2"];
     let node = |own: usize| {
         let number = |at: usize| ports[(own + at) % 3].number();
-        let (port, peer, other) = (number(0), number(1), number(2));
-        let (user, _) = harness::node::MAIL_USER;
+        let replica = |at| format!("tcp:127.0.0.1:{}", number(at));
+        let replication = Replication {
+            port: Some(number(0)),
+            replicas: vec![replica(1), replica(2)],
+            ..Replication::default()
+        };
         Node::of(target)
-            .mail_plugins("$mail_plugins notify replication acl")
             .services()
             .hostname(["node-a", "node-b", "node-c"][own])
             .users(names.map(User::local))
-            .config(&format!(
-                "\
-service replicator {{
-  process_min_avail = 1
-  unix_listener replicator-doveadm {{
-    mode = 0600
-  }}
-}}
-service aggregator {{
-  fifo_listener replication-notify-fifo {{
-    user = {user}
-  }}
-  unix_listener replication-notify {{
-    user = {user}
-  }}
-}}
-service doveadm {{
-  inet_listener {{
-    port = {port}
-  }}
-}}
-doveadm_port = {port}
-doveadm_password = Pa$$word
-plugin {{
-  mail_replica = tcp:127.0.0.1:{peer}
-  mail_replica2 = tcp:127.0.0.1:{other}
-}}
-"
-            ))
+            .config(&replication.render(target.series()))
             .start()
     };
     let nodes = [node(0)?, node(1)?, node(2)?];

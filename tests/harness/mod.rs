@@ -9,6 +9,7 @@
 
 pub mod client;
 pub mod compare;
+pub mod configuration;
 pub mod doveadm_node;
 pub mod fake_doveadm;
 pub mod fake_replicator;
@@ -22,6 +23,7 @@ pub mod target;
 use std::time::{Duration, Instant};
 
 pub use client::{Imap, Lmtp, Pop3, Sieve};
+pub use configuration::{Format, Replication, Series};
 pub use doveadm_node::DoveadmNode;
 pub use fake_doveadm::FakeDoveadm;
 pub use fake_replicator::FakeReplicator;

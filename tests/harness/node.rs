@@ -5,6 +5,7 @@
 //! unprivileged uid, users are lines of a passwd-file.
 
 use super::client::{Imap, Lmtp, Pop3, Sieve};
+use super::configuration::{Format, Mail};
 use super::ports::Port;
 use super::reader::{Line, Reader};
 use super::target::{PLUGIN, Target};
@@ -14,7 +15,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -80,10 +81,11 @@ pub struct Builder<'a> {
     lenient: bool,
     services: bool,
     hostname: &'a str,
+    format: Format,
 }
 
 impl<'a> Builder<'a> {
-    /// The global `mail_plugins`; without it `notify replication acl`.
+    /// The words of the global `mail_plugins`; without it `notify replication acl`.
     #[must_use]
     pub fn mail_plugins(mut self, plugins: &'a str) -> Self {
         self.mail_plugins = plugins;
@@ -130,6 +132,13 @@ impl<'a> Builder<'a> {
     #[must_use]
     pub fn hostname(mut self, hostname: &'a str) -> Self {
         self.hostname = hostname;
+        self
+    }
+
+    /// How mail is stored; Maildir if nothing is said.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = format;
         self
     }
 
@@ -211,6 +220,7 @@ impl Node {
             lenient: false,
             services: false,
             hostname: "test-node",
+            format: Format::default(),
         }
     }
 
@@ -234,7 +244,7 @@ impl Node {
             fs::create_dir(dir.path().join(sub))?;
             chown(dir.path().join(sub), Some(uid), Some(uid))?;
         }
-        if target.lib.is_none() {
+        if target.has_own_modules() {
             link_modules(&target, &dir.path().join("modules"))?;
         }
         let lines: String = builder
@@ -315,112 +325,25 @@ impl Node {
     }
 
     fn dovecot_conf(&self, builder: &Builder<'_>) -> String {
-        let dir = self.inside.display();
-        let plugins = builder.mail_plugins;
-        let (imap, lmtp) = (self.imap.number(), self.lmtp.number());
-        let (pop3, sieve) = (self.pop3.number(), self.sieve.number());
-        let executable = if builder.valgrind {
-            format!(
-                "executable = {} /usr/lib/dovecot/imap",
-                valgrind(&self.inside)
-            )
-        } else {
-            String::new()
-        };
-        let modules = match self.target.lib {
-            None => format!("mail_plugin_dir = {dir}/modules"),
-            Some(_) => String::new(),
+        let dir = self.inside.display().to_string();
+        let series = self.target.series();
+        let imap = builder
+            .valgrind
+            .then(|| format!("{} /usr/lib/dovecot/imap", valgrind(&self.inside)));
+        let mail = Mail {
+            version: &self.target.version,
+            dir: &dir,
+            plugins: builder.mail_plugins,
+            format: builder.format,
+            plugin_dir: self
+                .target
+                .has_own_modules()
+                .then(|| format!("{dir}/modules")),
+            ports: [&self.imap, &self.lmtp, &self.pop3, &self.sieve].map(Port::number),
+            imap,
         };
         let aggregator = if builder.services { "" } else { NO_AGGREGATOR };
-        let extra = &builder.extra;
-        format!(
-            "\
-base_dir = {dir}/run
-state_dir = {dir}/state
-instance_name = {name}
-import_environment = $import_environment DOVECOT_HOSTNAME
-log_path = {dir}/log
-{modules}
-protocols = imap lmtp pop3 sieve
-listen = 127.0.0.1
-ssl = no
-disable_plaintext_auth = no
-default_process_limit = 40
-default_client_limit = 250
-default_vsz_limit = 0
-auth_worker_max_count = 1
-mail_fsync = never
-first_valid_uid = 8
-mail_location = maildir:~/Maildir
-mail_plugins = {plugins}
-imap_metadata = yes
-mail_attribute_dict = file:%h/dovecot-attributes
-namespace inbox {{
-  inbox = yes
-  separator = /
-}}
-passdb {{
-  driver = passwd-file
-  args = scheme=PLAIN username_format=%u {dir}/users
-}}
-userdb {{
-  driver = passwd-file
-  args = username_format=%u {dir}/users
-}}
-{aggregator}
-service imap {{
-  {executable}
-}}
-service imap-login {{
-  inet_listener imap {{
-    port = {imap}
-  }}
-  inet_listener imaps {{
-    port = 0
-  }}
-}}
-service lmtp {{
-  inet_listener lmtp {{
-    port = {lmtp}
-  }}
-  unix_listener lmtp {{
-    mode = 0
-  }}
-}}
-service pop3-login {{
-  inet_listener pop3 {{
-    port = {pop3}
-  }}
-  inet_listener pop3s {{
-    port = 0
-  }}
-}}
-service managesieve-login {{
-  inet_listener sieve {{
-    port = {sieve}
-  }}
-}}
-protocol imap {{
-  mail_plugins = $mail_plugins imap_acl
-  mail_max_userip_connections = 1000
-}}
-protocol lmtp {{
-  mail_plugins = $mail_plugins sieve
-  postmaster_address = postmaster@example.org
-}}
-protocol lda {{
-  mail_plugins = $mail_plugins sieve
-  postmaster_address = postmaster@example.org
-}}
-plugin {{
-  acl = vfile
-  acl_shared_dict = file:{dir}/shared/dict
-  sieve = file:~/sieve;active=~/.dovecot.sieve
-}}
-{extra}
-",
-            name = self.inside.display().to_string().replace('/', ""),
-        )
+        format!("{}{aggregator}{}", mail.render(series), builder.extra)
     }
 
     fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -452,6 +375,24 @@ plugin {{
         let mut command = self.target.command(program);
         command.env("DOVECOT_HOSTNAME", &self.hostname);
         command
+    }
+
+    /// Makes the user's home and an empty INBOX (Maildir) without Dovecot.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_inbox(&self, user: &str) -> Outcome {
+        let home = self.path("mail").join(user);
+        let maildir = home.join("Maildir");
+        let owner = fs::metadata(self.path("mail"))?;
+        for dir in [home, maildir.clone()]
+            .into_iter()
+            .chain(["cur", "new", "tmp"].map(|sub| maildir.join(sub)))
+        {
+            fs::create_dir(&dir)?;
+            chown(&dir, Some(owner.uid()), Some(owner.gid()))?;
+        }
+        Ok(())
     }
 
     /// How many mails the user's INBOX (Maildir) holds, without opening it.
@@ -704,7 +645,7 @@ plugin {{
         // The log may be behind the clients.
         let logins = Self::lock(&self.logins).get(user).copied().unwrap_or(0);
         wait_for(&format!("{logins} logins of {user}"), PATIENCE, || {
-            let lines = self.log_lines(&format!("Login: user=<{user}>"));
+            let lines = self.log_lines(&format!(": user=<{user}>"));
             let pids: Vec<i32> = lines
                 .iter()
                 .filter_map(|line| {

@@ -1,9 +1,9 @@
 //! Two nodes that replicate to each other, with DESIGN.md's configuration and the daemons of the target.
 
 use super::compare::differences;
-use super::node::MAIL_USER;
+use super::configuration::Replication;
 use super::ports::Port;
-use super::{Node, Outcome, Target, User, wait_for};
+use super::{Node, Outcome, PATIENCE, Target, User, wait_for};
 use std::time::Duration;
 
 /// How a pair is to be set up.
@@ -14,6 +14,18 @@ pub struct Builder {
     users: Vec<User>,
     extra: [String; 2],
     sync_timeout: Option<&'static str>,
+    replica: Replica,
+}
+
+/// Where `mail_replica` comes from and leads.
+#[derive(Clone, Debug)]
+enum Replica {
+    /// Everybody's is the other node's port.
+    Port,
+    /// The same, as a field of each user's userdb entry.
+    Userdb,
+    /// Everybody's is `remote:` to the other node, `a` or `b`, by this `dsync_remote_cmd`.
+    Command(String),
 }
 
 /// Two Dovecots, each the other's `mail_replica`.
@@ -52,6 +64,20 @@ impl Builder {
         self
     }
 
+    /// `remote:` to the other node, whose `%{host}` is `a` or `b`, by this command.
+    #[must_use]
+    pub fn replica_by_command(mut self, command: &str) -> Self {
+        self.replica = Replica::Command(command.to_owned());
+        self
+    }
+
+    /// `mail_replica` is in each user's userdb entry and nowhere else.
+    #[must_use]
+    pub fn replica_by_userdb(mut self) -> Self {
+        self.replica = Replica::Userdb;
+        self
+    }
+
     /// Starts both.
     ///
     /// # Errors
@@ -60,17 +86,37 @@ impl Builder {
         let ports = [Port::take()?, Port::take()?];
         let start = |own: usize| {
             let target = if own == 0 { &self.a } else { &self.b };
-            let conf = configuration(
-                ports[own].number(),
-                ports[1 - own].number(),
-                self.sync_timeout,
-            );
-            Node::of(target)
-                .mail_plugins("$mail_plugins notify replication acl")
+            let peer = format!("tcp:127.0.0.1:{}", ports[1 - own].number());
+            let mut users = self.users.clone();
+            let replicas = match &self.replica {
+                Replica::Port => vec![peer],
+                Replica::Command(_) => vec![format!("remote:{}", ["b", "a"][own])],
+                Replica::Userdb => {
+                    let with = |user: User| user.with("mail_replica", &peer);
+                    users = users.into_iter().map(with).collect();
+                    Vec::new()
+                }
+            };
+            let command = match &self.replica {
+                Replica::Command(command) => Some(command.clone()),
+                _ => None,
+            };
+            let replication = Replication {
+                command,
+                port: Some(ports[own].number()),
+                replicas,
+                sync_timeout: self.sync_timeout.map(str::to_owned),
+            };
+            let mut builder = Node::of(target);
+            if !target.is_ours() {
+                // Stock's daemons log errors with DESIGN.md's configuration (STOCK.md 10).
+                builder = builder.lenient();
+            }
+            builder
                 .services()
                 .hostname(["node-a", "node-b"][own])
-                .users(self.users.iter().cloned())
-                .config(&conf)
+                .users(users)
+                .config(&replication.render(target.series()))
                 .config(&self.extra[own])
                 .start()
         };
@@ -95,6 +141,7 @@ impl Pair {
             users: Vec::new(),
             extra: Default::default(),
             sync_timeout: None,
+            replica: Replica::Port,
         }
     }
 
@@ -129,6 +176,24 @@ impl Pair {
         })
     }
 
+    /// Waits until no replicator has anything to do: a sync that loses its peer would be an error in the log.
+    ///
+    /// # Errors
+    /// When one is still at work.
+    pub fn wait_idle(&self) -> Outcome {
+        for node in [&self.a, &self.b] {
+            let is_zero = |line: &str| line.split_whitespace().last() == Some("0");
+            wait_for("an idle replicator", PATIENCE, || {
+                let queued = node.doveadm(&["replicator", "status"])?;
+                let syncs = node.doveadm(&["replicator", "dsync-status"])?;
+                // The last two lines count users: those who failed, and all.
+                let queued = queued.lines().take(5).all(is_zero);
+                Ok((queued && !syncs.contains("Waiting for")).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Stops both and says what was wrong on either.
     ///
     /// # Errors
@@ -137,41 +202,4 @@ impl Pair {
         let a = self.a.finish();
         self.b.finish().and(a)
     }
-}
-
-/// DESIGN.md's configuration, but for addresses, ports and the name of the mail user.
-fn configuration(own_port: u16, peer_port: u16, sync_timeout: Option<&str>) -> String {
-    let timeout = sync_timeout.map(|value| format!("  replication_sync_timeout = {value}\n"));
-    let (user, _) = MAIL_USER;
-    format!(
-        "\
-service replicator {{
-  process_min_avail = 1
-  unix_listener replicator-doveadm {{
-    mode = 0600
-  }}
-}}
-service aggregator {{
-  fifo_listener replication-notify-fifo {{
-    user = {user}
-  }}
-  unix_listener replication-notify {{
-    user = {user}
-  }}
-}}
-dsync_remote_cmd = doveadm dsync-server -u%u
-replication_max_conns = 10
-service doveadm {{
-  inet_listener {{
-    port = {own_port}
-  }}
-}}
-doveadm_port = {own_port}
-doveadm_password = Pa$$word
-plugin {{
-  mail_replica = tcp:127.0.0.1:{peer_port}
-{timeout}}}
-",
-        timeout = timeout.unwrap_or_default(),
-    )
 }

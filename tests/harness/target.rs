@@ -9,14 +9,20 @@
 //! A target whose Dovecot or plugin is not there stays in the list, with the reason: its trials are
 //! skipped by name.
 
+use super::configuration::Series;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The file name of the mail plugin, ours and the distribution's.
 pub const PLUGIN: &str = "lib20_replication_plugin.so";
 
-/// The releases that the mail plugin is promised for: version, and the root that has it.
-const RELEASES: [(&str, &str); 2] = [("2.3.19.1", "bookworm"), ("2.3.13", "bullseye")];
+/// The releases that are supported: version, and the root that has it.
+const RELEASES: [(&str, &str); 4] = [
+    ("2.3.19.1", "bookworm"),
+    ("2.3.13", "bullseye"),
+    ("2.4.1", "trixie"),
+    ("2.4.5", "forky"),
+];
 
 /// Whose plugin is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +77,12 @@ impl Target {
                 let missing = format!("no Dovecot {version_wanted} in {}", root.display());
                 (Some(root), Some(missing))
             };
+            let series = series(version_wanted);
             for implementation in [Implementation::Stock, Implementation::Ours] {
+                // Stock 2.4 has no replication.
+                if (implementation, series) == (Implementation::Stock, Series::V2_4) {
+                    continue;
+                }
                 let mut target = Target {
                     version: version_wanted.to_owned(),
                     root: root.clone(),
@@ -88,6 +99,10 @@ impl Target {
                             .get_or_insert(format!("no {}", plugin.display()));
                     }
                     target.plugin = Some(plugin);
+                    // A process of 2.4 knows our settings by our module only.
+                    if series == Series::V2_4 {
+                        target.use_lib();
+                    }
                 }
                 targets.push(target);
             }
@@ -100,16 +115,30 @@ impl Target {
     pub fn all_staged() -> Vec<Target> {
         let mut targets = Self::all();
         for target in targets.iter_mut().filter(|target| target.is_ours()) {
-            let lib = top().join("build").join(&target.version).join("lib");
-            if !lib.is_dir() {
-                target
-                    .missing
-                    .get_or_insert(format!("no {}", lib.display()));
-            }
             target.plugin = None;
-            target.lib = Some(lib);
+            target.use_lib();
         }
         targets
+    }
+
+    fn use_lib(&mut self) {
+        let lib = top().join("build").join(&self.version).join("lib");
+        if !lib.is_dir() {
+            self.missing.get_or_insert(format!("no {}", lib.display()));
+        }
+        self.lib = Some(lib);
+    }
+
+    /// Which syntax dovecot.conf has.
+    #[must_use]
+    pub fn series(&self) -> Series {
+        series(&self.version)
+    }
+
+    /// Whether a node needs a module directory of its own, with another plugin than is installed or staged.
+    #[must_use]
+    pub fn has_own_modules(&self) -> bool {
+        self.plugin.is_some() || self.lib.is_none()
     }
 
     /// `2.3.19.1/ours`, the beginning of its trials' names.
@@ -187,5 +216,15 @@ fn version(root: Option<&Path>) -> Option<String> {
     };
     let output = command.arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    text.split_whitespace().next().map(str::to_owned)
+    // Debian's 2.4 says `2.4.1-4 (...)`.
+    let version = text.split([' ', '-']).next()?;
+    Some(version.trim().to_owned())
+}
+
+fn series(version: &str) -> Series {
+    if version.starts_with("2.3.") {
+        Series::V2_3
+    } else {
+        Series::V2_4
+    }
 }

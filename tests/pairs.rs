@@ -1,0 +1,212 @@
+//! Pairs of nodes, also of different releases of Dovecot: whatever is changed on one comes to the other.
+
+mod harness;
+
+use harness::client::message;
+use harness::run::{main as run, trial};
+use harness::{Failed, Implementation, Node, Outcome, Pair, Target, User, check};
+use std::os::unix::fs::symlink;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const USERS: [&str; 2] = ["u1", "u2"];
+
+/// The time that equality may take; a busy machine needs some.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Which releases, and whose replication.
+const MIXED: [[(&str, Implementation); 2]; 4] = [
+    [
+        ("2.3.19.1", Implementation::Ours),
+        ("2.4.1", Implementation::Ours),
+    ],
+    [
+        ("2.4.1", Implementation::Ours),
+        ("2.4.5", Implementation::Ours),
+    ],
+    [
+        ("2.3.19.1", Implementation::Stock),
+        ("2.4.1", Implementation::Ours),
+    ],
+    [
+        ("2.3.19.1", Implementation::Stock),
+        ("2.3.19.1", Implementation::Ours),
+    ],
+];
+
+/// What a client does to mailboxes. One at a time: a mailbox that goes while dsync looks at it is an error in
+/// Dovecot's own log.
+fn change_mailboxes(pair: &Pair, node: &Node, round: &str) -> Outcome {
+    for command in [
+        format!("CREATE \"{round} Box/Sub &AOQ-\""),
+        format!("SUBSCRIBE \"{round} Box/Sub &AOQ-\""),
+        format!("CREATE {round}-old"),
+        format!("RENAME {round}-old {round}-new"),
+        format!("CREATE {round}-away"),
+        format!("DELETE {round}-away"),
+    ] {
+        let mut imap = node.imap(USERS[0])?;
+        imap.ok(&command)?;
+        imap.logout()?;
+        pair.wait_idle()?;
+    }
+    pair.wait_equal(&USERS, PATIENCE)
+}
+
+/// What a client does to mail.
+fn change_mail(node: &Node, user: &str, round: &str) -> Outcome {
+    let mut lmtp = node.lmtp()?;
+    for subject in ["flagged", "moved", "gone", "copied"] {
+        lmtp.deliver(&[user], &message(&format!("{round}-{subject}")))?;
+    }
+    lmtp.quit()?;
+    let mut imap = node.imap(user)?;
+    for command in [
+        "SELECT INBOX",
+        "STORE 1 +FLAGS (\\Flagged \\Seen $Forwarded work)",
+        "MOVE 2 Box",
+        "COPY 3 Box",
+        "STORE 2 +FLAGS.SILENT (\\Deleted)",
+        "EXPUNGE",
+    ] {
+        imap.ok(command)?;
+    }
+    imap.append("INBOX", &message(&format!("{round}-appended")))?;
+    imap.logout()
+}
+
+/// Both nodes have the users' INBOX from `a`: what happens where both make one is another matter.
+fn welcome(pair: &Pair) -> Outcome {
+    let mut lmtp = pair.a.lmtp()?;
+    lmtp.deliver(&USERS, &message("welcome"))?;
+    lmtp.quit()?;
+    USERS
+        .iter()
+        .try_for_each(|user| pair.b.wait_mails(user, 1))
+}
+
+fn changes_arrive(pair: &Pair) -> Outcome {
+    welcome(pair).map_err(|failed| told(pair, &failed))?;
+    for user in USERS {
+        let mut imap = pair.a.imap(user)?;
+        imap.ok("CREATE Box")?;
+        imap.logout()?;
+    }
+    pair.wait_equal(&USERS, PATIENCE)?;
+    change_mailboxes(pair, &pair.a, "a")?;
+    change_mailboxes(pair, &pair.b, "b")?;
+    change_mail(&pair.a, "u1", "a")?;
+    pair.wait_equal(&USERS, PATIENCE)?;
+    change_mail(&pair.b, "u1", "b")?;
+    pair.wait_equal(&USERS, PATIENCE)?;
+    // Both at once, a user each.
+    let other = std::thread::scope(|scope| {
+        let other = scope.spawn(|| change_mail(&pair.b, "u2", "both"));
+        change_mail(&pair.a, "u1", "both")?;
+        other.join().map_err(|_| "the other session panicked")?
+    });
+    other?;
+    pair.wait_equal(&USERS, PATIENCE)
+}
+
+/// The failure, and what the nodes know of it.
+fn told(pair: &Pair, failed: &Failed) -> Failed {
+    let show = |node: &Node| {
+        node.doveadm(&["-f", "flow", "replicator", "show", "u1"])
+            .unwrap_or_else(|failed| failed.message().unwrap_or("?").to_owned())
+    };
+    let what = failed.message().unwrap_or("?");
+    format!("{what}\na: {}b: {}", show(&pair.a), show(&pair.b)).into()
+}
+
+fn finish(pair: Pair) -> Outcome {
+    pair.wait_idle()?;
+    for node in [&pair.a, &pair.b] {
+        // The nodes start one after the other.
+        node.tolerate_log("not reachable");
+        node.tolerate_log("is reachable again");
+        // Dovecot's own, where a client and a dsync work on one Maildir; what counts is that all is equal.
+        node.tolerate_log("Duplicate file entry");
+        node.tolerate_log("Duplicate mailbox GUID");
+        node.tolerate_log("Expunged message reappeared");
+        node.tolerate_log("dotlock file");
+    }
+    pair.finish()
+}
+
+fn mixed(a: &Target, b: &Target) -> Outcome {
+    let pair = Pair::mixed(a, b).users(USERS.map(User::local)).start()?;
+    changes_arrive(&pair)?;
+    finish(pair)
+}
+
+fn userdb(target: &Target) -> Outcome {
+    let pair = Pair::of(target)
+        .users(USERS.map(User::local))
+        .replica_by_userdb()
+        .start()?;
+    changes_arrive(&pair)?;
+    finish(pair)
+}
+
+/// `remote:` by a command, which here runs the other node's dsync-server.
+fn remote(target: &Target) -> Outcome {
+    let links = tempfile::Builder::new()
+        .prefix("dr-links-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .tempdir_in(target.outside("/tmp".as_ref()))?;
+    let name = links.path().file_name().ok_or("no name")?;
+    let inside = std::path::Path::new("/tmp").join(name);
+    let user = target.series().pick("%u", "%{user}");
+    // `%{host}` is a or b: where the other node's configuration is found. As after ssh nothing of this
+    // node's environment is there: on 2.4 it leads to this node's configuration.
+    let command = format!(
+        "/usr/bin/env -i DOVECOT_HOSTNAME=node-%{{host}} /usr/bin/doveadm -c {}/%{{host}} dsync-server -u{user}",
+        inside.display()
+    );
+    let pair = Pair::of(target)
+        .users(USERS.map(User::local))
+        .replica_by_command(&command)
+        .start()?;
+    for (name, node) in [("a", &pair.a), ("b", &pair.b)] {
+        symlink(node.inside().join("dovecot.conf"), links.path().join(name))?;
+    }
+    changes_arrive(&pair)?;
+    let peers = pair.a.doveadm(&["-f", "tab", "replicator", "peers"])?;
+    check(peers.contains("remote:"), || peers.clone())?;
+    finish(pair)
+}
+
+fn main() -> ExitCode {
+    let staged = Target::all_staged();
+    let find = |(version, implementation)| {
+        let is = |target: &&Target| {
+            target.version == version && target.implementation == implementation
+        };
+        staged.iter().find(is)
+    };
+    let mut trials = Vec::new();
+    for [a, b] in MIXED {
+        let (Some(a), Some(b)) = (find(a), find(b)) else {
+            continue;
+        };
+        // The one that is missing says so.
+        let named = if b.missing.is_some() { b } else { a };
+        let name = format!("with_{}_becomes_equal", b.name());
+        let (of, with) = (a.clone(), b.clone());
+        let mut of_pair = a.clone();
+        of_pair.missing.clone_from(&named.missing);
+        trials.push(trial(&of_pair, &name, move || mixed(&of, &with)));
+    }
+    for target in staged.iter().filter(|target| target.is_ours()) {
+        let of = target.clone();
+        trials.push(trial(target, "target_of_each_user_from_userdb", move || {
+            userdb(&of)
+        }));
+        let of = target.clone();
+        trials.push(trial(target, "remote_target_by_a_command", move || {
+            remote(&of)
+        }));
+    }
+    run(trials)
+}
