@@ -6,15 +6,12 @@
 mod harness;
 
 use harness::run::{main as run, trial};
-use harness::{DoveadmNode, Implementation, Outcome, PATIENCE, Target, check, wait_for};
+use harness::{DoveadmNode, Implementation, Outcome, PATIENCE, Series, Target, check, wait_for};
 use libtest_mimic::Trial;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::process::{ExitCode, Output};
 use std::time::Instant;
-
-const VERSIONS_2_4: [(&str, &str); 2] = [("2.4.1", "trixie"), ("2.4.5", "forky")];
 
 const FORMATS: [&[&str]; 6] = [
     &[],
@@ -79,32 +76,6 @@ const USERS_TABLE: &str = "\
 username              priority fast sync full sync success sync failed next sync secs\n\
 u1                    high     -         -         -            -      00:00:07 \n\
 long.name@example.org none     -         -         -            y      01:01:40 \n";
-
-fn ours(version: &str, suite: &str) -> Target {
-    let known = Target::all_staged();
-    if let Some(known) = known
-        .into_iter()
-        .find(|target| target.version == version && target.is_ours())
-    {
-        return known;
-    }
-    let roots = std::env::var_os("DOVECOT_ROOTS_DIR")
-        .map_or_else(|| harness::target::top().join(".roots"), PathBuf::from);
-    let root = roots.join(suite);
-    let lib = harness::target::top().join(format!("build/{version}/lib"));
-    let missing = [&root.join("usr/sbin/dovecot"), &lib]
-        .into_iter()
-        .find(|path| !path.exists())
-        .map(|path| format!("no {}", path.display()));
-    Target {
-        version: version.to_owned(),
-        root: Some(root),
-        implementation: Implementation::Ours,
-        plugin: None,
-        lib: Some(lib),
-        missing,
-    }
-}
 
 fn is(target: &Target, version: &str, implementation: Implementation) -> bool {
     target.version == version && target.implementation == implementation
@@ -610,11 +581,13 @@ fn main() -> ExitCode {
             .find(|target| is(target, version, implementation))
             .cloned()
     };
-    for (version, suite) in VERSIONS_2_4 {
-        let target = ours(version, suite);
+    for target in &staged {
+        if target.series() != Series::V2_4 {
+            continue;
+        }
         let mut add = |name: String, other: Option<Target>, case: Case| {
             let Some(other) = other else { return };
-            trials.push(mixed_trial(&target, other, &name, case));
+            trials.push(mixed_trial(target, other, &name, case));
         };
         for release in ["2.3.19.1", "2.3.13"] {
             let stock = find(release, Implementation::Stock);

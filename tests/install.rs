@@ -10,7 +10,7 @@ use harness::client::message;
 use harness::reader::Via;
 use harness::run::{main as run, trial};
 use harness::target::{PLUGIN, top};
-use harness::{Node, Outcome, Target, User, check};
+use harness::{Node, Outcome, Series, Target, User, check};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
@@ -40,7 +40,7 @@ const DIVERTED: [&str; 3] = [
 
 /// 2.4 has nothing of these names: nothing is diverted there.
 fn diverted(target: &Target) -> &'static [&'static str] {
-    if target.version.starts_with("2.3.") {
+    if target.series() == Series::V2_3 {
         &DIVERTED
     } else {
         &[]

@@ -80,9 +80,7 @@ fn welcome(pair: &Pair) -> Outcome {
     let mut lmtp = pair.a.lmtp()?;
     lmtp.deliver(&USERS, &message("welcome"))?;
     lmtp.quit()?;
-    USERS
-        .iter()
-        .try_for_each(|user| pair.b.wait_mails(user, 1))
+    USERS.iter().try_for_each(|user| pair.b.wait_mails(user, 1))
 }
 
 fn changes_arrive(pair: &Pair) -> Outcome {
@@ -180,9 +178,8 @@ fn remote(target: &Target) -> Outcome {
 fn main() -> ExitCode {
     let staged = Target::all_staged();
     let find = |(version, implementation)| {
-        let is = |target: &&Target| {
-            target.version == version && target.implementation == implementation
-        };
+        let is =
+            |target: &&Target| target.version == version && target.implementation == implementation;
         staged.iter().find(is)
     };
     let mut trials = Vec::new();
@@ -200,9 +197,11 @@ fn main() -> ExitCode {
     }
     for target in staged.iter().filter(|target| target.is_ours()) {
         let of = target.clone();
-        trials.push(trial(target, "target_of_each_user_from_userdb", move || {
-            userdb(&of)
-        }));
+        trials.push(trial(
+            target,
+            "target_of_each_user_from_userdb",
+            move || userdb(&of),
+        ));
         let of = target.clone();
         trials.push(trial(target, "remote_target_by_a_command", move || {
             remote(&of)

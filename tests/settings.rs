@@ -5,7 +5,7 @@ mod harness;
 
 use harness::run::{main as run, trial};
 use harness::target::top;
-use harness::{Outcome, Target, check};
+use harness::{Outcome, Series, Target, check};
 use std::fs;
 use std::path::Path;
 use std::process::{ExitCode, Output};
@@ -191,7 +191,7 @@ const USERDB: [(&[&str], &str); 17] = [
 ];
 
 fn is_2_4(target: &Target) -> bool {
-    target.version.starts_with("2.4.")
+    target.series() == Series::V2_4
 }
 
 /// `doveconf` with these arguments and a dovecot.conf of these lines.

@@ -90,6 +90,7 @@ pub fn run<P, D: Daemon + 'static>(
     prepare: impl FnOnce(&Settings) -> Result<P, String>,
     start: impl FnOnce(P, Now) -> Result<D, String>,
 ) -> ExitCode {
+    crate::mark();
     abort_on_panic();
     prepare_threads(block_signals);
     let mut args = leaked_args();

@@ -33,6 +33,7 @@ mod mail_plugin {
     /// Called after loading.
     #[unsafe(no_mangle)]
     pub extern "C" fn replication_plugin_init(module: *mut ffi::module) {
+        crate::mark();
         // First, so that a panic of init can be logged.
         guard("log init", (), hooks::init_log);
         guard("init", (), || hooks::init(module));
@@ -61,6 +62,7 @@ mod doveadm_module {
     /// Called after loading.
     #[unsafe(no_mangle)]
     pub extern "C" fn doveadm_replicator_plugin_init(_module: *mut ffi::module) {
+        crate::mark();
         guard("init", (), doveadm::init);
     }
 

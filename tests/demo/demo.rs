@@ -59,11 +59,16 @@ fn replicate(pair: &Pair) -> Outcome {
     status(pair)
 }
 
-/// Our target on this machine's own Dovecot.
+/// Our target on the version that `DOVECOT` says, or on this machine's own.
 fn target() -> Outcome<Target> {
+    let wanted = std::env::var("DOVECOT").unwrap_or_default();
+    let is_wanted = |target: &Target| match wanted.as_str() {
+        "" => target.root.is_none(),
+        version => target.version.starts_with(version) && target.missing.is_none(),
+    };
     let mut targets = Target::all_staged().into_iter();
-    let target = targets.find(|target| target.is_ours() && target.root.is_none());
-    let target = target.ok_or("this machine's Dovecot is none of the versions that we support")?;
+    let target = targets.find(|target| target.is_ours() && is_wanted(target));
+    let target = target.ok_or("no such Dovecot of the versions that we support")?;
     match &target.missing {
         None => Ok(target),
         Some(missing) => Err(format!("{missing}: run 'make build stage'").into()),

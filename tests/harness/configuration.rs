@@ -29,10 +29,12 @@ impl Series {
     pub fn mail_plugins(self, words: &str) -> String {
         match self {
             Self::V2_3 => format!("mail_plugins = $mail_plugins {words}\n"),
-            Self::V2_4 => words.split_whitespace().fold(String::new(), |mut lines, word| {
-                let _ = writeln!(lines, "mail_plugins {{\n  {word} = yes\n}}");
-                lines
-            }),
+            Self::V2_4 => words
+                .split_whitespace()
+                .fold(String::new(), |mut lines, word| {
+                    let _ = writeln!(lines, "mail_plugins {{\n  {word} = yes\n}}");
+                    lines
+                }),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::node::MAIL_USER;
 use super::ports::Port;
-use super::{FakeReplicator, Outcome, PATIENCE, Target, check, wait_for};
+use super::{FakeReplicator, Outcome, PATIENCE, Series, Target, check, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -185,7 +185,7 @@ namespace inbox {{
     }
 
     fn is_2_4(&self) -> bool {
-        self.target.version.starts_with("2.4.")
+        self.target.series() == Series::V2_4
     }
 
     fn path(&self, name: &str) -> PathBuf {
