@@ -124,13 +124,16 @@ pub enum UserLookup {
 /// How a sync ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SyncOutcome {
-    /// `+`, with the new state (empty: none).
+    /// `+`
     Ok {
-        /// For the next incremental sync.
+        /// What the store is to have for the next syncs: [`SyncStates::after`](super::SyncStates::after) the one that dsync told.
         state: Vec<u8>,
     },
     /// A change on one side during the sync, in any of its forms: again at once.
-    Changed,
+    Changed {
+        /// The mailboxes do not match the state that the sync began from: it is forgotten.
+        is_state_stale: bool,
+    },
     /// `-NOUSER`: the user is unknown here or at the peer.
     NoUser,
     /// `-NOREPLICATE`: the user is not to be replicated, here or at the peer.

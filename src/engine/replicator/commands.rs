@@ -8,7 +8,6 @@ use super::config::MAX_COMMANDS;
 use super::mask::{has_wildcard, wildcard_match};
 use super::notify::WAITERS_PATIENCE;
 use super::queue::Place;
-use super::record::StateChange;
 use super::users::{RowId, UserId};
 use crate::engine::Priority;
 use crate::engine::time::Now;
@@ -95,23 +94,16 @@ impl Replicator {
         self.advance(now);
     }
 
-    /// `NOTIFY\t<username>\t<f or empty>\t<state>`: the peer has synced the user, successfully. It says nothing of what changed
-    /// here meanwhile: that stays pending.
-    pub fn handle_notify(
-        &mut self,
-        now: Now,
-        command: CommandId,
-        username: &[u8],
-        full: bool,
-        state: &[u8],
-    ) {
+    /// `NOTIFY\t<username>\t<f or empty>\t<state>`: the peer has synced the user. It says nothing of what changed here meanwhile:
+    /// that stays pending. Its state is not taken: a change here during that sync may lie below it.
+    pub fn handle_notify(&mut self, now: Now, command: CommandId, username: &[u8], full: bool) {
         self.clock.observe(now);
         match self.users.find(username) {
             None => self.look_up_for(now, command, CommandDone::Done, username),
             Some(user) => {
                 if self.users.replicas(user) == 1 && !self.is_left_out(user) {
                     let replica = 0;
-                    self.synced_by_peer(now, RowId { user, replica }, full, state);
+                    self.synced_by_peer(now, RowId { user, replica }, full);
                 }
                 self.answer(command, CommandDone::Done);
             }
@@ -210,23 +202,25 @@ impl Replicator {
         }
     }
 
-    fn synced_by_peer(&mut self, now: Now, id: RowId, full: bool, state: &[u8]) {
+    fn synced_by_peer(&mut self, now: Now, id: RowId, full: bool) {
         let place = self.queue.place(id);
+        let changes = self.queue.work(id).map_or(0, |work| work.changes);
         let Some(row) = self.users.row_mut(id) else {
             return;
         };
-        row.last_fast_sync = now.wall;
-        row.last_success = now.wall;
-        if full {
-            row.last_full_sync = now.wall;
+        // dsync-server tells of a sync that ended with CHANGED too. While ours do not succeed, theirs proves nothing; and two nodes
+        // that both end so would wake each other for ever.
+        if changes > 0 {
+            return;
         }
-        // The state of a sync that was not full may be a part of it only; a sync that runs brings its own.
-        let is_running = matches!(place, Place::Running(_));
-        if !state.is_empty() && !is_running && (full || !row.has_state) && row.peer.is_some() {
-            row.has_state = true;
-            self.journal.set_state(id, StateChange::Set(state.to_vec()));
+        if !row.failed {
+            row.last_fast_sync = now.wall;
+            row.last_success = now.wall;
+            if full {
+                row.last_full_sync = now.wall;
+            }
+            self.touch(id);
         }
-        self.touch(id);
         // The user can be synced after all.
         if matches!(place, Place::Retry(at) if at > now.mono + WAITERS_PATIENCE) {
             self.make_ready(id);

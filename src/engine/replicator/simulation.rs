@@ -134,7 +134,9 @@ impl Simulation {
             20 => SyncOutcome::StateRefused,
             21 => SyncOutcome::NotStarted,
             22 => SyncOutcome::Other("-2".into()),
-            _ => SyncOutcome::Changed,
+            _ => SyncOutcome::Changed {
+                is_state_stale: self.rng.bool(),
+            },
         };
         self.world.finish(sync, outcome);
     }
@@ -195,7 +197,7 @@ impl Simulation {
             }
             4 => {
                 self.world.command(|engine, now, command| {
-                    engine.handle_notify(now, command, name, full, b"theirs");
+                    engine.handle_notify(now, command, name, full);
                 });
             }
             _ => {

@@ -125,17 +125,16 @@ pub struct SyncStatus<'a> {
     pub username: &'a [u8],
     /// The replica.
     pub target: &'a [u8],
-    /// `full`, `normal` or `incremental`.
+    /// `full` or `incremental`.
     pub sync_type: SyncType,
 }
 
-/// Dovecot's three kinds of a sync.
+/// Dovecot's kinds of a sync. Its third, `normal`, is not run: without a state and without `-f` dsync does not look into
+/// mailboxes whose counters are equal on both sides, though their flags may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncType {
     /// With `-f`.
     Full,
-    /// Without a state.
-    Normal,
     /// With a state.
     Incremental,
 }
@@ -146,7 +145,6 @@ impl SyncType {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",
-            Self::Normal => "normal",
             Self::Incremental => "incremental",
         }
     }

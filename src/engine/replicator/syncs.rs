@@ -11,12 +11,13 @@ use super::peers::PeerId;
 use super::periodic;
 use super::queue::{Place, pause_after_change};
 use super::record::StateChange;
+use super::states;
 use super::status::SyncType;
 use super::users::{RowId, UserId};
 use super::waiters::{Turn, Whom};
 use super::{Busy, Replicator, Why};
 use crate::engine::Priority;
-use crate::engine::time::{Mono, Now, UnixSecs};
+use crate::engine::time::{Mono, Now};
 
 /// After this many failures in a row the administrator is told.
 const FAILURES_REPORTED: u32 = 3;
@@ -97,13 +98,11 @@ impl Replicator {
         };
         let priority = std::mem::take(&mut row.priority);
         let forced = std::mem::take(&mut row.force_full);
-        // As stock: a user's first sync ever is a full one.
-        let is_first = row.last_success == UnixSecs(0) && !row.has_state;
-        let full = forced || is_full_due || is_first;
-        let sync_type = match (full, row.has_state) {
-            (true, _) => SyncType::Full,
-            (false, true) => SyncType::Incremental,
-            (false, false) => SyncType::Normal,
+        // A sync that is neither full nor has a state does not look into mailboxes whose counters are equal.
+        let full = forced || is_full_due || !row.has_state;
+        let sync_type = match full {
+            true => SyncType::Full,
+            false => SyncType::Incremental,
         };
         let sync = SyncId(self.next_id());
         let running = Running {
@@ -178,7 +177,10 @@ impl Replicator {
         if let Some(row) = self.users.row_mut(id) {
             row.force_full |= running.full;
         }
-        if outcome == SyncOutcome::Changed {
+        if let SyncOutcome::Changed { is_state_stale } = outcome {
+            if is_state_stale {
+                self.forget_state(id);
+            }
             return self.changed(now, running, reason);
         }
         if outcome == SyncOutcome::NotStarted {
@@ -204,10 +206,7 @@ impl Replicator {
             }
             SyncOutcome::Usage | SyncOutcome::NoPerm => Pause::Admin,
             SyncOutcome::StateRefused => {
-                if let Some(row) = self.users.row_mut(id) {
-                    row.has_state = false;
-                }
-                self.journal.set_state(id, StateChange::Forget);
+                self.forget_state(id);
                 Pause::Growing
             }
             _ => Pause::Growing,
@@ -250,11 +249,11 @@ impl Replicator {
         }
         row.failed = false;
         row.resync = false;
-        row.has_state = !state.is_empty();
+        row.has_state = states::has_base(&state);
         let goes_on = row.is_pending();
-        let state = match row.has_state {
-            true => StateChange::Set(state),
-            false => StateChange::Forget,
+        let state = match state.is_empty() {
+            false => StateChange::Set(state),
+            true => StateChange::Forget,
         };
         self.journal.set_state(id, state);
         self.touch(id);
@@ -270,6 +269,14 @@ impl Replicator {
         self.actions.extend(answers);
         let proof = self.peers.succeeded(running.peer, now.wall);
         self.proven(now, running.peer, proof);
+    }
+
+    /// With the row's next write; the next sync is a full one.
+    fn forget_state(&mut self, id: RowId) {
+        if let Some(row) = self.users.row_mut(id) {
+            row.has_state = false;
+        }
+        self.journal.set_state(id, StateChange::Forget);
     }
 
     /// Somebody changed something during the sync: it is done again, with the state that it had.
@@ -410,7 +417,7 @@ fn reason_of(outcome: &SyncOutcome, reason: &str) -> String {
         return shortened(reason).to_owned();
     }
     match outcome {
-        SyncOutcome::Ok { .. } | SyncOutcome::Changed => String::new(),
+        SyncOutcome::Ok { .. } | SyncOutcome::Changed { .. } => String::new(),
         SyncOutcome::NoUser => "NOUSER".to_owned(),
         SyncOutcome::NoReplicate => "NOREPLICATE".to_owned(),
         SyncOutcome::TempFail => "TEMPFAIL".to_owned(),

@@ -24,9 +24,25 @@ pub(super) struct Dsync {
     pub(super) username: String,
     pub(super) target: String,
     pub(super) full: bool,
-    pub(super) state: Option<Vec<u8>>,
+    pub(super) states: SyncStates,
     /// The number of the last change when it began: it brings over all up to this.
     pub(super) saw: u64,
+}
+
+/// Before the number of the change up to which both sides may agree.
+const STATE: &str = "state";
+
+impl Dsync {
+    /// It looks at what changed after this.
+    fn looks_from(&self) -> u64 {
+        let state = std::str::from_utf8(self.states.base()).expect("the tests' states are text");
+        let number = state.strip_prefix(STATE).map_or("0", |number| number);
+        number.parse().expect("a number")
+    }
+
+    pub(super) fn is_incremental(&self) -> bool {
+        !self.full && !self.states.base().is_empty()
+    }
 }
 
 /// A line of the aggregator that is not acknowledged.
@@ -124,7 +140,7 @@ impl World {
         world
     }
 
-    /// Users `u0`, `u1`, ... with one replica at `tcp:peer`, all listed and synced once, nothing pending.
+    /// Users `u0`, `u1`, ... with one replica at `tcp:peer`, all listed and synced twice, nothing pending.
     pub(super) fn with_users(config: Config, users: usize) -> Self {
         let mut world = Self::new(config);
         for n in 0..users {
@@ -133,6 +149,10 @@ impl World {
         world.settle();
         world.run_for(Duration::from_secs(5 + users as u64 / 5));
         assert_eq!(world.synced.len(), users, "{:?}", world.log);
+        for n in 0..users {
+            world.change(&format!("u{n}"), Priority::Low);
+        }
+        world.run_for(Duration::from_secs(5 + users as u64 / 5));
         world.started.clear();
         world.log.clear();
         world
@@ -296,7 +316,8 @@ impl World {
                         self.store.get(&from).and_then(|(_, state)| state.clone())
                     }
                 };
-                assert_eq!(record.has_state, state.is_some(), "{record:?}");
+                let has_base = state.as_deref().is_some_and(states::has_base);
+                assert_eq!(record.has_state, has_base, "{record:?}");
                 self.store.insert(key, (record, state));
             }
             RecordChange::Remove { username, target } => {
@@ -373,8 +394,13 @@ impl World {
     pub(super) fn finish(&mut self, sync: SyncId, outcome: SyncOutcome) {
         let dsync = self.syncs.remove(&sync).expect("it runs");
         if matches!(outcome, SyncOutcome::Ok { .. }) {
-            let key = (dsync.username, dsync.target);
+            let key = (dsync.username.clone(), dsync.target.clone());
             let synced = self.synced.entry(key.clone()).or_default();
+            assert!(
+                dsync.full || dsync.looks_from() <= *synced,
+                "{key:?}: no sync looked at what changed between {synced} and {}",
+                dsync.looks_from()
+            );
             *synced = dsync.saw.max(*synced);
             if dsync.full {
                 self.fully_synced.insert(key, dsync.saw);
@@ -385,8 +411,11 @@ impl World {
         self.take_outputs();
     }
 
+    /// What changed while it ran may lie below what its state says.
     pub(super) fn succeed(&mut self, sync: SyncId) {
-        let state = format!("state{}", sync.0).into_bytes();
+        let state = format!("{STATE}{}", self.last_change);
+        let states = &self.syncs.get(&sync).expect("it runs").states;
+        let state = states.after(state.as_bytes());
         self.finish(sync, SyncOutcome::Ok { state });
     }
 
@@ -524,8 +553,9 @@ impl World {
                 target,
                 full,
             } => {
+                let states = self.state_for(&text(&username), &text(&target));
                 let dsync = Dsync {
-                    state: self.state_for(&text(&username), &text(&target)),
+                    states: SyncStates::parse(&states.unwrap_or_default()),
                     username: text(&username),
                     target: text(&target),
                     full,

@@ -406,14 +406,9 @@ impl Replicator {
                 self.wait_for(command, slot, client);
                 self.engine.handle_remove(now, command, &username);
             }
-            Request::Notify {
-                username,
-                full,
-                state,
-            } => {
+            Request::Notify { username, full } => {
                 self.wait_for(command, slot, client);
-                self.engine
-                    .handle_notify(now, command, &username, full, &state);
+                self.engine.handle_notify(now, command, &username, full);
             }
         }
     }

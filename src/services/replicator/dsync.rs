@@ -15,7 +15,7 @@ use super::{Peer, Replicator, Turn, process};
 use crate::engine::protocol::doveadm_server::{self, Code, DoveadmReader, Event, Reply};
 use crate::engine::protocol::replicator_doveadm;
 use crate::engine::protocol::replicator_notify::printable;
-use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
+use crate::engine::replicator::{SyncId, SyncOutcome, SyncStates, SyncType};
 use crate::engine::time::{Mono, Now};
 
 /// From the request to end to the force, and from there to giving up waiting.
@@ -34,6 +34,8 @@ pub(super) struct Dsync {
     sync: SyncId,
     username: Vec<u8>,
     sync_type: SyncType,
+    /// The text of its [`SyncStates`] as it was at its start.
+    states: Box<[u8]>,
     reader: DoveadmReader,
     /// The command, until the server is ready for it.
     command: Option<Vec<u8>>,
@@ -59,6 +61,14 @@ impl Dsync {
             "Waiting for dsync to finish"
         }
     }
+
+    fn outcome_of(&self, mut reply: Reply) -> SyncOutcome {
+        let is_incremental = self.sync_type == SyncType::Incremental;
+        if reply.code == Code::Ok {
+            reply.state = SyncStates::parse(&self.states).after(&reply.state);
+        }
+        outcome_of(reply, &self.last_error, is_incremental)
+    }
 }
 
 impl Replicator {
@@ -70,19 +80,8 @@ impl Replicator {
         target: Vec<u8>,
         full: bool,
     ) {
-        let is_normal = self.engine.syncs().any(|status| {
-            status.sync_type == SyncType::Normal
-                && status.username == username
-                && status.target == target
-        });
-        let state = if is_normal {
-            Some(Vec::new())
-        } else {
-            match &mut self.store {
-                Some(store) => store.read_state(sync.0, &username, &target),
-                None => return,
-            }
-        };
+        let Some(store) = &mut self.store else { return };
+        let states = store.read_state(sync.0, &username, &target);
         let waiting = WaitingForState {
             username,
             target,
@@ -91,8 +90,8 @@ impl Replicator {
         self.most_syncs = self
             .most_syncs
             .max(self.syncs.len() + self.waiting_for_state.len() + 1);
-        match state {
-            Some(state) => self.connect_dsync(now, sync, waiting, &state),
+        match states {
+            Some(states) => self.connect_dsync(now, sync, waiting, &states),
             None => {
                 self.waiting_for_state.insert(sync, waiting);
             }
@@ -104,13 +103,14 @@ impl Replicator {
         now: Now,
         sync: SyncId,
         waiting: WaitingForState,
-        state: &[u8],
+        states: &[u8],
     ) {
         let WaitingForState {
             username,
             target,
             full,
         } = waiting;
+        let parsed = SyncStates::parse(states);
         let path = self
             .settings
             .socket_path(&self.settings.doveadm_socket_path);
@@ -131,10 +131,10 @@ impl Replicator {
         self.doveadm_connect_failed = None;
         socket.want_sender_pid();
         let is_only_replica = !self.several_replicas.contains(&username);
-        let arguments = self
-            .settings
-            .dsync_arguments(&target, is_only_replica, full, state);
-        let mut command = Vec::with_capacity(128 + state.len());
+        let arguments =
+            self.settings
+                .dsync_arguments(&target, is_only_replica, full, parsed.base());
+        let mut command = Vec::with_capacity(128 + parsed.base().len());
         doveadm_server::append_hello(&mut command);
         if is_preauthenticated {
             append_sync(&mut command, &username, &arguments);
@@ -147,15 +147,15 @@ impl Replicator {
             append_sync(&mut command, &username, &arguments);
             Some(command)
         };
-        let sync_type = match (full, state.is_empty()) {
-            (true, _) => SyncType::Full,
-            (false, true) => SyncType::Normal,
-            (false, false) => SyncType::Incremental,
+        let sync_type = match full {
+            true => SyncType::Full,
+            false => SyncType::Incremental,
         };
         let dsync = Dsync {
             sync,
             username,
             sync_type,
+            states: states.into(),
             reader: DoveadmReader::new(),
             command,
             pid: None,
@@ -202,7 +202,7 @@ impl Replicator {
                 Ok(Some(Event::StateReceived)) => {}
                 Ok(Some(Event::Error(text))) => dsync.last_error = text,
                 Ok(Some(Event::Finished(reply))) => {
-                    dsync.outcome = Some(outcome_of(reply, &dsync.last_error));
+                    dsync.outcome = Some(dsync.outcome_of(reply));
                     return Some(Turn::Close);
                 }
                 Ok(Some(Event::Ready)) => {
@@ -397,10 +397,19 @@ fn append_sync(out: &mut Vec<u8>, username: &[u8], arguments: &[Vec<u8>]) {
     doveadm_server::append_command(out, username, "sync", arguments);
 }
 
-fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
+fn outcome_of(reply: Reply, last_error: &str, is_incremental: bool) -> SyncOutcome {
     let outcome = match reply.code {
         Code::Ok => return SyncOutcome::Ok { state: reply.state },
-        Code::Changed => return SyncOutcome::Changed,
+        Code::Changed => {
+            let is_state_stale = is_incremental && reply.state.is_empty();
+            return SyncOutcome::Changed { is_state_stale };
+        }
+        // 2.3: "dsync must be run again without the state".
+        Code::Other(word) if is_incremental && is_unspecified(&word) => {
+            return SyncOutcome::Changed {
+                is_state_stale: true,
+            };
+        }
         Code::NoUser => SyncOutcome::NoUser,
         Code::NoReplicate => SyncOutcome::NoReplicate,
         Code::NotFound => SyncOutcome::NotFound,
@@ -419,6 +428,11 @@ fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
     outcome
 }
 
+/// The words for dsync's exit code 2 of 2.3.14 and later, and before.
+fn is_unspecified(word: &str) -> bool {
+    matches!(word, "UNKNOWN" | "2")
+}
+
 /// dsync could not read the state that it was given (`dsync-brain.c`: "Saved sync state is invalid").
 fn is_refused_state(error: &str) -> bool {
     error.contains("sync state is invalid")
@@ -433,11 +447,15 @@ fn is_unreachable(error: &str) -> bool {
 mod tests {
     use super::*;
 
+    const CHANGED: SyncOutcome = SyncOutcome::Changed {
+        is_state_stale: false,
+    };
+
     #[test]
     fn the_last_logged_error_tells_a_failure_from_another() {
         let outcome = |code: Code, error: &str| {
             let state = b"S".to_vec();
-            outcome_of(Reply { code, state }, error)
+            outcome_of(Reply { code, state }, error, true)
         };
         let refused = "Saved sync state is invalid, falling back to full sync: x";
         let away = "connect(10.0.0.1:12345) failed: No route to host";
@@ -445,10 +463,29 @@ mod tests {
         assert_eq!(outcome(Code::TempFail, away), SyncOutcome::PeerUnreachable);
         assert_eq!(outcome(Code::TempFail, "other"), SyncOutcome::TempFail);
         assert_eq!(outcome(Code::Usage, away), SyncOutcome::Usage);
-        assert_eq!(outcome(Code::Changed, refused), SyncOutcome::Changed);
+        assert_eq!(outcome(Code::Changed, refused), CHANGED);
         let ok = SyncOutcome::Ok {
             state: b"S".to_vec(),
         };
         assert_eq!(outcome(Code::Ok, refused), ok);
+    }
+
+    #[test]
+    fn incremental_sync_that_a_change_ended_without_a_state_had_a_stale_one() {
+        let outcome = |code: Code, state: &[u8], is_incremental: bool| {
+            let state = state.to_vec();
+            outcome_of(Reply { code, state }, "", is_incremental)
+        };
+        let stale = SyncOutcome::Changed {
+            is_state_stale: true,
+        };
+        let unknown = || Code::Other("UNKNOWN".into());
+        assert_eq!(outcome(Code::Changed, b"", true), stale);
+        assert_eq!(outcome(unknown(), b"", true), stale);
+        assert_eq!(outcome(Code::Other("2".into()), b"", true), stale);
+        assert_eq!(outcome(Code::Changed, b"", false), CHANGED);
+        assert_eq!(outcome(Code::Changed, b"S", true), CHANGED);
+        let other = SyncOutcome::Other("UNKNOWN".into());
+        assert_eq!(outcome(unknown(), b"", false), other);
     }
 }

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// So many that the pause is longer than a waiter's patience.
+const CHANGES: u32 = 12;
+
 /// [17]
 #[test]
 fn notify_of_the_peer_counts_as_a_success_and_leaves_what_is_pending() {
@@ -10,7 +13,7 @@ fn notify_of_the_peer_counts_as_a_success_and_leaves_what_is_pending() {
     world.change("u1", Priority::Low);
     world.change("u0", Priority::Low);
     world.command(|engine, now, command| {
-        engine.handle_notify(now, command, b"u0", true, b"new");
+        engine.handle_notify(now, command, b"u0", true);
     });
     world.settle_but_syncs();
     let details = replica(&world, "u0");
@@ -18,15 +21,30 @@ fn notify_of_the_peer_counts_as_a_success_and_leaves_what_is_pending() {
     assert_eq!(details.last_full_sync, world.now.wall);
     assert_eq!(details.priority, Priority::Low);
     world.settle();
-    let sync = world.started.last().expect("u0's");
-    assert_eq!(sync.state.as_deref(), Some(&b"new"[..]));
-    // A part of a state does not replace a whole one.
-    world.command(|engine, now, command| {
-        engine.handle_notify(now, command, b"u0", false, b"part");
-    });
+    assert_eq!(replica(&world, "u0").priority, Priority::None);
+}
+
+#[test]
+fn two_nodes_whose_syncs_both_end_with_a_change_do_not_wake_each_other() {
+    let mut world = small(1, 1);
+    world.change("u0", Priority::Low);
+    let success = replica(&world, "u0").last_success;
+    for _ in 0..CHANGES {
+        let sync = world.sync_of("u0").expect("runs");
+        world.finish(sync, CHANGED);
+        time_to_next_sync(&mut world);
+    }
+    let sync = world.sync_of("u0").expect("runs");
+    world.finish(sync, CHANGED);
+    for _ in 0..3 {
+        world.command(|engine, now, command| {
+            engine.handle_notify(now, command, b"u0", false);
+        });
+        world.settle_but_syncs();
+        assert_eq!(world.sync_of("u0"), None);
+    }
+    assert_eq!(replica(&world, "u0").last_success, success);
     world.settle();
-    let (_, state) = &world.store[&("u0".into(), "tcp:peer".into())];
-    assert_ne!(state.as_deref(), Some(&b"part"[..]));
 }
 
 #[test]

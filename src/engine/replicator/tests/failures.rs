@@ -43,12 +43,7 @@ fn failure_keeps_the_state_says_why_and_is_retried_from_under_a_second_to_the_lo
     assert!(pauses.windows(2).take(8).all(|pair| pair[0] < pair[1]));
     assert!(pauses.iter().all(|pause| *pause <= 5 * MINUTE));
     assert!(pauses[13] > 3 * MINUTE);
-    assert!(
-        world
-            .started
-            .iter()
-            .all(|sync| sync.state.is_some() && !sync.full)
-    );
+    assert!(world.started.iter().all(|sync| sync.is_incremental()));
     assert_eq!(errors(&world, "Sync failed: NOTFOUND"), 1);
     let details = replica(&world, "u0");
     assert_eq!((details.failures, &*details.reason), (14, "NOTFOUND"));
@@ -65,7 +60,7 @@ fn concurrent_change_is_no_failure_and_is_synced_again_at_once() {
     let mut pauses = Vec::new();
     for _ in 0..5 {
         let sync = world.sync_of("u0").expect("runs");
-        world.finish(sync, SyncOutcome::Changed);
+        world.finish(sync, CHANGED);
         assert_eq!(replica(&world, "u0").failures, 0);
         assert_eq!(world.engine.counters().queued_sync, 1);
         pauses.push(time_to_next_sync(&mut world));
@@ -74,7 +69,7 @@ fn concurrent_change_is_no_failure_and_is_synced_again_at_once() {
     assert!(pauses[4] > pauses[0] && pauses[4] < Duration::from_secs(1));
     world.settle();
     assert_eq!(world.answers, [(request, Ok(()))]);
-    assert!(world.started.iter().all(|sync| sync.state.is_some()));
+    assert!(world.started.iter().all(|sync| sync.is_incremental()));
 }
 
 /// [14]
@@ -169,7 +164,7 @@ fn refused_state_is_forgotten() {
     let sync = world.sync_of("u0").expect("runs");
     world.finish(sync, SyncOutcome::StateRefused);
     world.run_for(Duration::from_secs(1));
-    assert_eq!(world.started[1].state, None);
+    assert!(world.started[1].full && world.started[1].states.base().is_empty());
 }
 
 #[test]
@@ -182,7 +177,7 @@ fn one_user_who_always_fails_does_not_hold_up_the_rest() {
         while let Some((&sync, dsync)) = world.syncs.first_key_value() {
             match &*dsync.username {
                 "u0" => world.finish(sync, SyncOutcome::NotFound),
-                _ => world.finish(sync, ok()),
+                _ => world.succeed(sync),
             }
             world.settle_but_syncs();
         }

@@ -30,11 +30,9 @@ fn small(max_conns: usize, users: usize) -> World {
     World::with_users(config, users)
 }
 
-fn ok() -> SyncOutcome {
-    SyncOutcome::Ok {
-        state: b"state".to_vec(),
-    }
-}
+const CHANGED: SyncOutcome = SyncOutcome::Changed {
+    is_state_stale: false,
+};
 
 fn replica(world: &World, username: &str) -> ReplicaDetails {
     let details = world.engine.show(world.now, username.as_bytes());
