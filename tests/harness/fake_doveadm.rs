@@ -33,6 +33,8 @@ impl Request {
 #[derive(Debug, Default)]
 struct State {
     requests: Vec<Request>,
+    /// Whose they were.
+    usernames: BTreeSet<String>,
     hanging: BTreeSet<String>,
     /// Kept open until the end: these syncs never finish.
     hung: Vec<UnixStream>,
@@ -92,27 +94,29 @@ impl FakeDoveadm {
 
     /// Forgets the requests so far.
     pub fn forget(&self) {
-        self.lock().requests.clear();
+        let mut state = self.lock();
+        state.requests.clear();
+        state.usernames.clear();
     }
 
-    /// Waits until syncs of `count` different users have been asked for.
+    /// Waits until syncs of `count` different users have been asked for. They may take as long as the
+    /// machine needs: what is lost shows as a number that stands still.
     ///
     /// # Errors
-    /// When they are not; the message says how many were.
-    pub fn wait_users(&self, count: usize, patience: std::time::Duration) -> Outcome {
-        let users = || {
-            let state = self.lock();
-            let names: BTreeSet<_> = state
-                .requests
-                .iter()
-                .map(|request| &request.username)
-                .collect();
-            names.len()
-        };
-        wait_for(&format!("syncs of {count} users"), patience, || {
-            Ok((users() >= count).then_some(()))
-        })
-        .map_err(|failed| format!("{}: {} users", failed.message().unwrap_or("?"), users()).into())
+    /// When the number stands still for [`PATIENCE`]; the message says at how many.
+    pub fn wait_users(&self, count: usize) -> Outcome {
+        loop {
+            let before = self.lock().usernames.len();
+            if before >= count {
+                return Ok(());
+            }
+            let users = || self.lock().usernames.len();
+            wait_for(
+                &format!("syncs of {count} users, more than {before}"),
+                PATIENCE,
+                || Ok((users() > before).then_some(())),
+            )?;
+        }
     }
 
     /// Waits for a sync of `username`.
@@ -158,6 +162,7 @@ impl FakeDoveadm {
             };
             let mut state = self.lock();
             state.requests.push(request);
+            state.usernames.insert(username.clone());
             if state.hanging.contains(&username) {
                 state.hung.push(stream);
                 return Ok(());

@@ -821,6 +821,10 @@ fn is_bad(line: &str) -> bool {
     if line.contains("master: Warning: Killed with signal 15") {
         return false;
     }
+    // Dovecot's word for a process that had to wait for the CPU.
+    if line.contains("Warning: Time moved forwards by ") {
+        return false;
+    }
     // A panic of Rust code is one whatever its level.
     BAD.iter().any(|word| line.contains(word)) || line.contains("panicked at")
 }

@@ -168,8 +168,11 @@ impl Target {
         let mut command = match (&self.root, &self.lib) {
             (None, None) => Command::new(program),
             (Some(root), None) => {
-                let mut command = Command::new("chroot");
-                command.arg(root).arg(program);
+                // In a mount namespace of the command's own: valgrind reads /proc.
+                let mut command = Command::new("unshare");
+                let proc = root.join("proc");
+                command.arg(format!("--mount-proc={}", proc.display()));
+                command.arg("chroot").arg(root).arg(program);
                 command
             }
             (root, Some(lib)) => {
