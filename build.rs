@@ -125,7 +125,7 @@ fn bind(header: &Path, host: &str, dovecot: &Dovecot) {
 }
 
 /// What each host's Rust names beyond its shim's own header.
-const ALLOWED: [(&str, &str); 33] = [
+const ALLOWED: [(&str, &str); 36] = [
     ("plugin", "notify_vfuncs"),
     ("plugin", "notify_register"),
     ("plugin", "notify_unregister"),
@@ -159,6 +159,9 @@ const ALLOWED: [(&str, &str); 33] = [
     ("doveadm", "doveadm_client_type_.*"),
     ("doveadm", "mail_storage_service_flags_.*"),
     ("doveadm", "i_stream_get_fd"),
+    ("doveadm", "mail_storage_find_class"),
+    ("doveadm", "mail_storage"),
+    ("doveadm", "mailbox"),
     ("plugin", "mail_transaction_commit_changes"),
     ("plugin", "DOVECOT_ABI_VERSION"),
     ("plugin", "mail"),

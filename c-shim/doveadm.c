@@ -86,6 +86,11 @@ bool replication_doveadm_register(const char *name, doveadm_command_ver2_t *run)
 	i_unreached();
 }
 
+bool replication_doveadm_is_dsync(struct mailbox *box)
+{
+	return box->storage->user->dsyncing;
+}
+
 const char *replication_doveadm_username(struct mail_user *user)
 {
 	return user->username;

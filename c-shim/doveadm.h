@@ -9,6 +9,7 @@
 #include "ostream.h"
 #include "log.h"
 #include "mail-user.h"
+#include "mail-storage-private.h"
 #include "doveadm.h"
 #include "doveadm-mail.h"
 #include "doveadm-print.h"
@@ -42,6 +43,8 @@ replication_doveadm_replace_close(struct ostream *stream, replication_stream_clo
 void replication_doveadm_restore_close(struct iostream_private *stream, replication_stream_close_t *close);
 #endif
 
+/* Whether it is dsync that works on the mailbox. */
+bool replication_doveadm_is_dsync(struct mailbox *box);
 const char *replication_doveadm_username(struct mail_user *user);
 /* Whether the user is marked noreplicate, globally or by userdb. */
 bool replication_doveadm_noreplicate(struct mail_storage_service_user *user);

@@ -24,7 +24,7 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use super::watchdog;
+use super::{mailboxes, watchdog};
 use crate::cli::client;
 use crate::host::bindings as ffi;
 use crate::host::doveadm::base_dir;
@@ -210,6 +210,8 @@ unsafe extern "C" fn prerun(
     }) {
         return -1;
     }
+    // Before the user's mailboxes are set up.
+    guard("prerun", (), mailboxes::wrap);
     match stock_of(context).and_then(|stock| stock.prerun) {
         // SAFETY: stock's own function with what it was to be called with.
         Some(stock) => unsafe { stock(context, user, error_r) },

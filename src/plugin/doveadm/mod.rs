@@ -5,6 +5,7 @@
 
 mod commands;
 mod dsync;
+mod mailboxes;
 mod watchdog;
 
 use log::LevelFilter;
@@ -23,5 +24,6 @@ pub fn init() {
 /// Leaves nothing of the module behind that could be called.
 pub fn deinit() {
     watchdog::deinit();
+    mailboxes::unwrap();
     restore_panic_hook();
 }

@@ -1,0 +1,208 @@
+//! Two mailboxes of one name with two GUIDs, as dsync meets them: what it does to the mailboxes here.
+//!
+//! Both nodes make a mailbox of one name (the user's first login on each makes INBOX): then dsync tries to create the
+//! peer's mailbox here, finds that there is one, and the higher of the two GUIDs is taken by the side that has the lower.
+//! Maildir of 2.3 gives the mailbox the peer's GUID and UIDVALIDITY although it was there before: both sides do, so each
+//! dsync swaps them and ends with a change on the other side, for ever. Here a mailbox gets them only if it was created,
+//! as on 2.4, and what dsync means to do then is done. One side that does so is enough: the other may be stock's.
+//!
+//! A mailbox that takes the peer's GUID is said in one line, which the replicator counts. Nothing is said or changed but for
+//! dsync, and no mailbox or mail is removed.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+use crate::engine::healing;
+use crate::host::bindings as ffi;
+use crate::host::guard::guard;
+
+type Alloc = unsafe extern "C" fn(
+    *mut ffi::mail_storage,
+    *mut ffi::mailbox_list,
+    *const c_char,
+    ffi::mailbox_flags,
+) -> *mut ffi::mailbox;
+type Create = unsafe extern "C" fn(*mut ffi::mailbox, *const ffi::mailbox_update, bool) -> c_int;
+type Update = unsafe extern "C" fn(*mut ffi::mailbox, *const ffi::mailbox_update) -> c_int;
+
+/// The formats that keep a GUID with the mailbox, where replication works.
+const FORMATS: [&CStr; 3] = [c"maildir", c"sdbox", c"mdbox"];
+
+/// Its `create` changes a mailbox that was there before.
+#[cfg(not(dovecot_2_4))]
+const CHANGES_EXISTING: Option<&CStr> = Some(c"maildir");
+#[cfg(dovecot_2_4)]
+const CHANGES_EXISTING: Option<&CStr> = None;
+
+/// A mailbox format, and its own functions.
+struct Stock {
+    format: &'static CStr,
+    storage: usize,
+    alloc: Alloc,
+    create: Option<Create>,
+    update: Option<Update>,
+}
+
+static WRAPPED: Mutex<Vec<Stock>> = Mutex::new(Vec::new());
+/// The mailbox that dsync tried to create last and that was there: what it changes in it then is to be said.
+static NOT_CREATED: AtomicUsize = AtomicUsize::new(0);
+
+fn with<T>(use_table: impl FnOnce(&mut Vec<Stock>) -> T) -> T {
+    use_table(&mut WRAPPED.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Has the mailboxes of these formats use the functions below. Called when the storages are registered, again and again.
+pub fn wrap() {
+    for format in FORMATS {
+        if with(|all| all.iter().any(|stock| stock.format == format)) {
+            continue;
+        }
+        // SAFETY: a NUL-terminated name; Dovecot has registered its formats before a command runs.
+        let storage = unsafe { ffi::mail_storage_find_class(format.as_ptr()) };
+        if storage.is_null() {
+            continue;
+        }
+        // SAFETY: a format of Dovecot's own, which lives as long as the process; no other thread uses it.
+        let v = unsafe { &mut (*storage).v };
+        let Some(alloc) = v.mailbox_alloc.replace(alloc_box) else {
+            v.mailbox_alloc = None;
+            continue;
+        };
+        with(|all| {
+            all.push(Stock {
+                format,
+                storage: storage as usize,
+                alloc,
+                create: None,
+                update: None,
+            });
+        });
+    }
+}
+
+/// Gives the formats their own function back. Not guarded: it must be done, and has no panic.
+pub fn unwrap() {
+    for stock in with(std::mem::take) {
+        let storage = stock.storage as *mut ffi::mail_storage;
+        // SAFETY: the format that `wrap` found; it lives as long as the process.
+        unsafe { (*storage).v.mailbox_alloc = Some(stock.alloc) };
+    }
+}
+
+/// The table's entry of the mailbox's format.
+fn stock_of<T>(format: &CStr, read: impl FnOnce(&mut Stock) -> T) -> Option<T> {
+    with(|all| {
+        all.iter_mut()
+            .find(|stock| stock.format == format)
+            .map(read)
+    })
+}
+
+unsafe extern "C" fn alloc_box(
+    storage: *mut ffi::mail_storage,
+    list: *mut ffi::mailbox_list,
+    vname: *const c_char,
+    flags: ffi::mailbox_flags,
+) -> *mut ffi::mailbox {
+    // SAFETY: Dovecot gave the storage of a user.
+    let name = unsafe { (*storage).name };
+    // SAFETY: a NUL-terminated constant.
+    let format = unsafe { CStr::from_ptr(name) };
+    let Some(alloc) = stock_of(format, |stock| stock.alloc) else {
+        // `wrap` put it there before this function could be called; C has no way to go on without a mailbox.
+        std::process::abort();
+    };
+    // SAFETY: the format's own function with what it was to be called with.
+    let mailbox = unsafe { alloc(storage, list, vname, flags) };
+    guard("mailbox_alloc", (), || adopt(format, mailbox));
+    mailbox
+}
+
+/// Its functions are the format's own now: plugins come after us.
+fn adopt(format: &CStr, mailbox: *mut ffi::mailbox) {
+    // SAFETY: allocated just now, and only known here.
+    let v = unsafe { &mut (*mailbox).v };
+    stock_of(format, |stock| {
+        stock.create = v.create_box;
+        stock.update = v.update_box;
+    });
+    if v.create_box.is_some() && v.update_box.is_some() {
+        v.create_box = Some(create_box);
+        v.update_box = Some(update_box);
+    }
+}
+
+/// The format's own functions, and whether `create` is to be kept from changing what was there.
+fn functions_of(mailbox: *mut ffi::mailbox) -> (Create, Update, bool) {
+    // SAFETY: Dovecot gave the mailbox for the time of the call.
+    let storage = unsafe { (*mailbox).storage };
+    // SAFETY: a mailbox has a storage.
+    let name = unsafe { (*storage).name };
+    // SAFETY: a NUL-terminated constant.
+    let format = unsafe { CStr::from_ptr(name) };
+    match stock_of(format, |stock| (stock.create, stock.update)) {
+        Some((Some(create), Some(update))) => (create, update, CHANGES_EXISTING == Some(format)),
+        // `adopt` has stored them, or our functions would not be in the mailbox.
+        _ => std::process::abort(),
+    }
+}
+
+unsafe extern "C" fn create_box(
+    mailbox: *mut ffi::mailbox,
+    update: *const ffi::mailbox_update,
+    directory: bool,
+) -> c_int {
+    let (create, change, changes_existing) = functions_of(mailbox);
+    // SAFETY: Dovecot gave the mailbox for the time of the call.
+    if update.is_null() || !unsafe { ffi::replication_doveadm_is_dsync(mailbox) } {
+        // SAFETY: the format's own function with what it was to be called with.
+        return unsafe { create(mailbox, update, directory) };
+    }
+    let create_with = if changes_existing {
+        ptr::null()
+    } else {
+        update
+    };
+    // SAFETY: as above; Dovecot's callers may leave `update` out.
+    let created = unsafe { create(mailbox, create_with, directory) };
+    if created < 0 {
+        NOT_CREATED.store(mailbox as usize, Relaxed);
+        return created;
+    }
+    if !changes_existing {
+        return created;
+    }
+    // SAFETY: what `create` does with `update` when it has created the mailbox.
+    unsafe { change(mailbox, update) }
+}
+
+unsafe extern "C" fn update_box(
+    mailbox: *mut ffi::mailbox,
+    update: *const ffi::mailbox_update,
+) -> c_int {
+    let (_, stock, _) = functions_of(mailbox);
+    // SAFETY: the format's own function with what it was to be called with.
+    let result = unsafe { stock(mailbox, update) };
+    if result >= 0 && NOT_CREATED.load(Relaxed) == mailbox as usize {
+        guard("update_box", (), || say(mailbox, update));
+    }
+    result
+}
+
+/// dsync has found the mailbox there, and gives it the peer's GUID.
+fn say(mailbox: *mut ffi::mailbox, update: *const ffi::mailbox_update) {
+    // SAFETY: Dovecot gave both to `update_box`, which has not returned.
+    let guid = unsafe { (*update).mailbox_guid };
+    // SAFETY: as above.
+    if guid == [0; 16] || !unsafe { ffi::replication_doveadm_is_dsync(mailbox) } {
+        return;
+    }
+    // SAFETY: as above.
+    let name = unsafe { (*mailbox).vname };
+    // SAFETY: a mailbox has a name, a NUL-terminated string.
+    let name = unsafe { CStr::from_ptr(name) };
+    let name = String::from_utf8_lossy(name.to_bytes());
+    log::info!("{}", healing::guid_taken(&name, guid));
+}
