@@ -289,7 +289,7 @@ fn http_api_has_all_commands(target: &Target) -> Outcome {
         (
             "u1\t1\ttcp:b:1\n\n",
             r#"["replicatorShow",{"user":"u1"},"t"]"#,
-            r#"["doveadmResponse",[{"username":"u1","replica":"1","target":"tcp:b:1","priority":"","pending":"","fast sync":"","full sync":"","success sync":"","failures":"","reason":"","next sync":"","syncing":""}],"t"]"#,
+            r#"["doveadmResponse",[{"username":"u1","replica":"1","target":"tcp:b:1","priority":"","pending":"","fast sync":"","full sync":"","success sync":"","failures":"","reason":"","next sync":"","syncing":"","state":""}],"t"]"#,
             "SHOW\tu1\n",
         ),
         (

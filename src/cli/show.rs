@@ -17,6 +17,7 @@ pub const COLUMNS: &[Column] = &[
     Column::of(c"reason", Kind::Text),
     Column::of(c"next sync", Kind::Secs),
     Column::of(c"syncing", Kind::Flag),
+    Column::of(c"state", Kind::Text),
 ];
 
 /// The line that asks for a user.

@@ -72,6 +72,10 @@ pub enum Event {
     StateReceived,
     /// dsync logged an error, or worse. Shortened and printable.
     Error(String),
+    /// The same of a warning.
+    Warning(String),
+    /// The same of what is no more than a message.
+    Info(String),
     /// The result.
     Finished(Reply),
 }
@@ -196,8 +200,11 @@ impl DoveadmReader {
         while let Some(line) = self.log.next_line() {
             let (Line::Complete(line) | Line::TooLong(line)) = line;
             // Types 4 to 6 are error, fatal and panic.
-            if let [4..=6, text @ ..] = line {
-                return Ok(Some(Event::Error(log_text(text))));
+            match line {
+                [4..=6, text @ ..] => return Ok(Some(Event::Error(log_text(text)))),
+                [3, text @ ..] => return Ok(Some(Event::Warning(log_text(text)))),
+                [2, text @ ..] => return Ok(Some(Event::Info(log_text(text)))),
+                _ => {}
             }
         }
         loop {
@@ -288,7 +295,11 @@ fn log_text(line: &[u8]) -> String {
         Some((prefix, rest)) if is_process_prefix(prefix) => rest,
         _ => &text,
     };
-    let text = text.strip_prefix("Error: ").unwrap_or(text);
+    let level = ["Error: ", "Warning: ", "Info: "].into_iter();
+    let text = level
+        .filter_map(|level| text.strip_prefix(level))
+        .next()
+        .unwrap_or(text);
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()

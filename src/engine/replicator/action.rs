@@ -152,6 +152,8 @@ pub enum SyncOutcome {
     NoPerm,
     /// The reason says that the state was refused: it is forgotten.
     StateRefused,
+    /// Another dsync of the user holds a lock, here or at the peer, longer than was waited for.
+    Locked,
     /// The reason says that the peer could not be connected to.
     PeerUnreachable,
     /// The local doveadm-server could not be connected to, or did not greet.

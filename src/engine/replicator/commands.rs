@@ -204,7 +204,9 @@ impl Replicator {
 
     fn synced_by_peer(&mut self, now: Now, id: RowId, full: bool) {
         let place = self.queue.place(id);
-        let changes = self.queue.work(id).map_or(0, |work| work.changes);
+        let work = self.queue.work(id);
+        let changes = work.map_or(0, |work| work.changes);
+        let is_locked = work.is_some_and(|work| work.locks > 0);
         let Some(row) = self.users.row_mut(id) else {
             return;
         };
@@ -221,8 +223,8 @@ impl Replicator {
             }
             self.touch(id);
         }
-        // The user can be synced after all.
-        if matches!(place, Place::Retry(at) if at > now.mono + WAITERS_PATIENCE) {
+        // The user can be synced after all, or the dsync has ended that held the lock.
+        if matches!(place, Place::Retry(at) if is_locked || at > now.mono + WAITERS_PATIENCE) {
             self.make_ready(id);
         }
         self.recount(id.user);

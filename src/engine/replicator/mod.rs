@@ -13,6 +13,7 @@ mod advance;
 mod backoff;
 mod commands;
 mod config;
+mod healing;
 mod journal;
 mod listing;
 mod log;

@@ -68,6 +68,12 @@ pub(super) struct Work {
     pub(super) failures: u32,
     /// Syncs in a row that a concurrent change ended.
     pub(super) changes: u32,
+    /// Syncs in a row that another dsync's lock ended.
+    pub(super) locks: u32,
+    /// A full sync was asked for because nothing else helped.
+    pub(super) full_tried: bool,
+    /// Nothing has helped.
+    pub(super) stuck: bool,
     pub(super) reason: Box<str>,
     /// The last failure may be the peer's.
     pub(super) blames_peer: bool,
@@ -88,6 +94,9 @@ impl Work {
     pub(super) fn forget_failures(&mut self) {
         self.failures = 0;
         self.changes = 0;
+        self.locks = 0;
+        self.full_tried = false;
+        self.stuck = false;
         self.reason = Box::default();
         self.blames_peer = false;
         self.reported = false;
@@ -199,6 +208,10 @@ impl Queue {
     /// The rows that wait for a connection or for their next try.
     pub(super) fn ready_and_retrying(&self) -> impl Iterator<Item = RowId> + '_ {
         self.ready().chain(self.retry.iter().map(|(_, row)| *row))
+    }
+
+    pub(super) fn stuck(&self) -> usize {
+        self.rows.values().filter(|work| work.stuck).count()
     }
 
     fn leave(&mut self, row: RowId) {

@@ -79,6 +79,12 @@ impl Replicator {
             })
     }
 
+    /// Replicas of users that nothing has helped. Looks at all that are not idle.
+    #[must_use]
+    pub fn replicas_stuck(&self) -> u64 {
+        self.queue.stuck() as u64
+    }
+
     /// All that is known of a user.
     #[must_use]
     pub fn show(&self, now: Now, username: &[u8]) -> Option<UserDetails> {
@@ -98,6 +104,7 @@ impl Replicator {
                 last_success: row.last_success,
                 failures: work.map_or(0, |work| work.failures),
                 reason: work.map_or(String::new(), |work| work.reason.to_string()),
+                stuck: work.is_some_and(|work| work.stuck),
                 next_sync_secs: self.next_sync_secs(now, row_id),
             })
         });

@@ -105,7 +105,7 @@ impl Replicator {
         self.enqueue(now, id);
     }
 
-    /// The row is to be synced as soon as it can be. One that waits for its next try goes on waiting.
+    /// The row is to be synced as soon as it can be. One that waits for its next try after a failure goes on waiting.
     pub(super) fn enqueue(&mut self, now: Now, id: RowId) {
         let Some(row) = self.users.row(id) else {
             return;
@@ -126,7 +126,8 @@ impl Replicator {
                 self.queue.set_key(id, earlier);
                 self.recount(id.user);
             }
-            Place::Retry(_) | Place::Running(_) => self.recount(id.user),
+            Place::Retry(at) => self.bring_forward(now, id, at),
+            Place::Running(_) => self.recount(id.user),
         }
     }
 

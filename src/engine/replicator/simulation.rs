@@ -122,7 +122,7 @@ impl Simulation {
         let Some(sync) = self.rng.choice(syncs) else {
             return;
         };
-        let outcome = match self.rng.u8(..24) {
+        let outcome = match self.rng.u8(..25) {
             0..=11 => return self.world.finish_as_is(sync),
             // Only the deadline ends it.
             12..=14 if !self.world.aborted.contains(&sync) => return,
@@ -134,6 +134,7 @@ impl Simulation {
             20 => SyncOutcome::StateRefused,
             21 => SyncOutcome::NotStarted,
             22 => SyncOutcome::Other("-2".into()),
+            23 => SyncOutcome::Locked,
             _ => SyncOutcome::Changed {
                 is_state_stale: self.rng.bool(),
             },

@@ -87,6 +87,14 @@ pub struct Totals {
     pub syncs_changed: u64,
     /// Syncs that failed.
     pub syncs_failed: u64,
+    /// Syncs that another dsync's lock ended.
+    pub syncs_locked: u64,
+    /// Mailboxes with two GUIDs that this node's syncs brought together.
+    pub healed_guids: u64,
+    /// States that were refused or stale, and were forgotten.
+    pub healed_states: u64,
+    /// Full syncs asked for because fast ones ended with a change, or failed, again and again.
+    pub healed_repeats: u64,
     /// Syncs ended at their deadline.
     pub syncs_aborted: u64,
     /// Waiters answered `+`.
@@ -184,6 +192,8 @@ pub struct ReplicaDetails {
     pub failures: u32,
     /// Why the last of them failed; empty if none did.
     pub reason: String,
+    /// Nothing has helped: it is tried at the slowest pace.
+    pub stuck: bool,
     /// Seconds until the next sync; 0: as soon as it can be.
     pub next_sync_secs: u32,
 }

@@ -9,7 +9,7 @@ use super::log::Level;
 use super::notify::WAITERS_PATIENCE;
 use super::peers::PeerId;
 use super::periodic;
-use super::queue::{Place, pause_after_change};
+use super::queue::Place;
 use super::record::StateChange;
 use super::states;
 use super::status::SyncType;
@@ -21,8 +21,6 @@ use crate::engine::time::{Mono, Now};
 
 /// After this many failures in a row the administrator is told.
 const FAILURES_REPORTED: u32 = 3;
-/// After this many syncs in a row that a concurrent change ended, the user counts as failing.
-const CHANGES_TOLERATED: u32 = 10;
 /// The pause after what only an administrator can mend.
 const ADMIN_PAUSE: Duration = Duration::from_secs(60 * 60);
 
@@ -51,8 +49,10 @@ pub(super) struct Running {
 /// How long a row waits after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pause {
-    /// From `retry_min_interval` to `retry_max_interval`.
+    /// From `retry_min_interval` to `retry_max_interval`; then the row is stuck.
     Growing,
+    /// The same, but it is the peer's not being there.
+    Away,
     /// `retry_max_interval`
     Longest,
     /// An hour.
@@ -179,9 +179,12 @@ impl Replicator {
         }
         if let SyncOutcome::Changed { is_state_stale } = outcome {
             if is_state_stale {
-                self.forget_state(id);
+                self.forget_state(id, "the mailboxes do not match it");
             }
             return self.changed(now, running, reason);
+        }
+        if outcome == SyncOutcome::Locked {
+            return self.locked(now, running, reason);
         }
         if outcome == SyncOutcome::NotStarted {
             return self.not_started(now, running, reason);
@@ -206,14 +209,18 @@ impl Replicator {
             }
             SyncOutcome::Usage | SyncOutcome::NoPerm => Pause::Admin,
             SyncOutcome::StateRefused => {
-                self.forget_state(id);
+                self.forget_state(id, &text);
                 Pause::Growing
             }
+            SyncOutcome::PeerUnreachable => Pause::Away,
             _ => Pause::Growing,
         };
+        if outcome == SyncOutcome::Eof {
+            self.try_full_sync_after_panics(running, &text);
+        }
         let level = match pause {
             Pause::Admin => Level::Error,
-            Pause::Growing | Pause::Longest => Level::Warning,
+            Pause::Growing | Pause::Away | Pause::Longest => Level::Warning,
         };
         let blames_peer = may_be_the_peers_fault(&outcome);
         self.queue.work_mut(id).blames_peer = blames_peer;
@@ -271,46 +278,6 @@ impl Replicator {
         self.proven(now, running.peer, proof);
     }
 
-    /// With the row's next write; the next sync is a full one.
-    fn forget_state(&mut self, id: RowId) {
-        if let Some(row) = self.users.row_mut(id) {
-            row.has_state = false;
-        }
-        self.journal.set_state(id, StateChange::Forget);
-    }
-
-    /// Somebody changed something during the sync: it is done again, with the state that it had.
-    fn changed(&mut self, now: Now, running: &Running, reason: &str) {
-        let id = running.row;
-        self.totals.syncs_changed += 1;
-        let changes = {
-            let work = self.queue.work_mut(id);
-            work.changes = work.changes.saturating_add(1);
-            work.blames_peer = false;
-            work.changes
-        };
-        if changes > CHANGES_TOLERATED {
-            let text = match reason.is_empty() {
-                true => "Mailboxes keep changing during sync",
-                false => reason,
-            };
-            self.fail(now, id, text, Pause::Growing, Level::Warning);
-        } else if let Some(row) = self.users.row_mut(id) {
-            row.priority = row.priority.max(running.priority);
-            // It was started for something, if only its time had come.
-            if !row.is_pending() {
-                row.priority = Priority::Low;
-            }
-            self.touch(id);
-        }
-        let pause = pause_after_change(changes, self.config.retry_max_interval);
-        let at = now.mono + self.jitter.shorten(pause);
-        self.place(id, Place::Retry(at));
-        if at > now.mono + WAITERS_PATIENCE {
-            self.refuse_waiters(Whom::User(id.user), "Mailboxes keep changing during sync");
-        }
-    }
-
     /// The local doveadm-server is away: no sync can start, and no user is to blame.
     fn not_started(&mut self, now: Now, running: &Running, reason: &str) {
         let id = running.row;
@@ -357,20 +324,26 @@ impl Replicator {
         work.failures = work.failures.saturating_add(1);
         work.reason = shortened(reason).into();
         let (failures, reported) = (work.failures, work.reported);
-        let is_slow = pause != Pause::Growing;
+        let is_slow = matches!(pause, Pause::Longest | Pause::Admin);
+        let may_get_stuck = pause == Pause::Growing || work.full_tried;
         let pause = match pause {
-            Pause::Growing => doubled(min, max, failures),
+            Pause::Growing | Pause::Away => doubled(min, max, failures),
             Pause::Longest => max,
             Pause::Admin => ADMIN_PAUSE.max(max),
         };
+        let gets_stuck = may_get_stuck && !work.stuck && pause >= max;
+        work.stuck |= gets_stuck;
+        let is_told = gets_stuck || !reported && (is_slow || failures >= FAILURES_REPORTED);
+        work.reported |= is_told;
         let pause = self.jitter.shorten(pause);
-        if !reported && (is_slow || failures >= FAILURES_REPORTED) {
-            self.queue.work_mut(id).reported = true;
-            let secs = pause.as_secs();
-            let text = format!(
-                "Sync failed: {} (next try in {secs} secs)",
-                shortened(reason)
-            );
+        if is_told {
+            let what = match (gets_stuck, self.is_full_tried(id)) {
+                (false, _) => "Sync failed",
+                (true, false) => "Stuck",
+                (true, true) => "Stuck, a full sync did not help",
+            };
+            let (reason, secs) = (shortened(reason), pause.as_secs());
+            let text = format!("{what}: {reason} (next try in {secs} secs)");
             self.say_of_row(level, id, text);
         }
         if let Some(row) = self.users.row_mut(id) {
@@ -427,13 +400,14 @@ fn reason_of(outcome: &SyncOutcome, reason: &str) -> String {
         SyncOutcome::NotFound => "NOTFOUND".to_owned(),
         SyncOutcome::NoPerm => "NOPERM".to_owned(),
         SyncOutcome::StateRefused => "State refused".to_owned(),
+        SyncOutcome::Locked => "Locked by another dsync of the user".to_owned(),
         SyncOutcome::PeerUnreachable => "Peer is not reachable".to_owned(),
         SyncOutcome::NotStarted => "doveadm-server is not reachable".to_owned(),
         SyncOutcome::Other(code) => shortened(code).to_owned(),
     }
 }
 
-fn shortened(reason: &str) -> &str {
+pub(super) fn shortened(reason: &str) -> &str {
     let mut end = reason.len().min(MAX_REASON_BYTES);
     while !reason.is_char_boundary(end) {
         end -= 1;

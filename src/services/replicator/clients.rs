@@ -429,7 +429,12 @@ impl Replicator {
             ("syncs_ok", totals.syncs_ok),
             ("syncs_changed", totals.syncs_changed),
             ("syncs_failed", totals.syncs_failed),
+            ("syncs_locked", totals.syncs_locked),
             ("syncs_aborted", totals.syncs_aborted),
+            ("healed_guids", totals.healed_guids),
+            ("healed_states", totals.healed_states),
+            ("healed_repeats", totals.healed_repeats),
+            ("replicas_stuck", self.engine.replicas_stuck()),
             ("waiters_ok", totals.waiters_ok),
             ("waiters_failed", totals.waiters_failed),
         ] {
@@ -446,6 +451,8 @@ fn append_details(out: &mut Vec<u8>, details: &UserDetails) {
         let pending_since = replica.pending_since.unwrap_or_default();
         let activity = if details.left_out {
             "not replicated"
+        } else if replica.stuck && replica.activity == Activity::WaitingForRetry {
+            "stuck"
         } else {
             replica.activity.as_str()
         };

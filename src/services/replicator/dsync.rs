@@ -12,6 +12,7 @@ use mio::Token;
 
 use super::socket::{Input, Socket};
 use super::{Peer, Replicator, Turn, process};
+use crate::engine::healing;
 use crate::engine::protocol::doveadm_server::{self, Code, DoveadmReader, Event, Reply};
 use crate::engine::protocol::replicator_doveadm;
 use crate::engine::protocol::replicator_notify::printable;
@@ -42,6 +43,8 @@ pub(super) struct Dsync {
     pid: Option<i32>,
     io_bytes: u64,
     last_error: String,
+    /// For want of an error.
+    last_warning: String,
     outcome: Option<SyncOutcome>,
     aborting: Option<Aborting>,
 }
@@ -161,6 +164,7 @@ impl Replicator {
             pid: None,
             io_bytes: 0,
             last_error: String::new(),
+            last_warning: String::new(),
             outcome: None,
             aborting: None,
         };
@@ -201,6 +205,12 @@ impl Replicator {
                 Ok(None) => return None,
                 Ok(Some(Event::StateReceived)) => {}
                 Ok(Some(Event::Error(text))) => dsync.last_error = text,
+                Ok(Some(Event::Warning(text))) => dsync.last_warning = text,
+                Ok(Some(Event::Info(text))) => {
+                    if healing::says_guid_taken(&text) {
+                        self.engine.handle_guid_healed(dsync.sync);
+                    }
+                }
                 Ok(Some(Event::Finished(reply))) => {
                     dsync.outcome = Some(dsync.outcome_of(reply));
                     return Some(Turn::Close);
@@ -253,10 +263,12 @@ impl Replicator {
                 SyncOutcome::NotStarted
             }
         };
-        let reason = if dsync.last_error.is_empty() && outcome == SyncOutcome::NotStarted {
+        let reason = if !dsync.last_error.is_empty() {
+            dsync.last_error
+        } else if outcome == SyncOutcome::NotStarted {
             "doveadm-server disconnected before its greeting".to_owned()
         } else {
-            dsync.last_error
+            dsync.last_warning
         };
         self.finish_sync(now, dsync.sync, outcome, &reason);
     }
@@ -404,10 +416,10 @@ fn outcome_of(reply: Reply, last_error: &str, is_incremental: bool) -> SyncOutco
             let is_state_stale = is_incremental && reply.state.is_empty();
             return SyncOutcome::Changed { is_state_stale };
         }
-        // 2.3: "dsync must be run again without the state".
-        Code::Other(word) if is_incremental && is_unspecified(&word) => {
+        // 2.3: "dsync must be run again without the state", also where it had none.
+        Code::Other(word) if is_unspecified(&word) && last_error.is_empty() => {
             return SyncOutcome::Changed {
-                is_state_stale: true,
+                is_state_stale: is_incremental,
             };
         }
         Code::NoUser => SyncOutcome::NoUser,
@@ -425,6 +437,9 @@ fn outcome_of(reply: Reply, last_error: &str, is_incremental: bool) -> SyncOutco
     if is_passing && is_unreachable(last_error) {
         return SyncOutcome::PeerUnreachable;
     }
+    if is_passing && is_locked(last_error) {
+        return SyncOutcome::Locked;
+    }
     outcome
 }
 
@@ -436,6 +451,12 @@ fn is_unspecified(word: &str) -> bool {
 /// dsync could not read the state that it was given (`dsync-brain.c`: "Saved sync state is invalid").
 fn is_refused_state(error: &str) -> bool {
     error.contains("sync state is invalid")
+}
+
+/// The lock of the user, or of a mailbox, by which dsyncs keep each other out (`dsync-brain.c`, `dsync-mailbox.c`).
+fn is_locked(error: &str) -> bool {
+    error.contains("Couldn't lock ") && error.contains(".dovecot-sync.lock")
+        || error.contains("Failed to lock mailbox ") && error.contains(" for dsyncing")
 }
 
 /// dsync never reached its peer.
@@ -485,7 +506,22 @@ mod tests {
         assert_eq!(outcome(Code::Other("2".into()), b"", true), stale);
         assert_eq!(outcome(Code::Changed, b"", false), CHANGED);
         assert_eq!(outcome(Code::Changed, b"S", true), CHANGED);
-        let other = SyncOutcome::Other("UNKNOWN".into());
-        assert_eq!(outcome(unknown(), b"", false), other);
+        assert_eq!(outcome(unknown(), b"", false), CHANGED);
+    }
+
+    #[test]
+    fn lock_of_another_dsync_is_known_in_its_words() {
+        let outcome = |error: &str| {
+            let (code, state) = (Code::TempFail, Vec::new());
+            outcome_of(Reply { code, state }, error, true)
+        };
+        for error in [
+            "Couldn't lock /home/u/.dovecot-sync.lock: Timed out after 30 seconds",
+            "Failed to lock mailbox INBOX for dsyncing: Timed out after 30 seconds",
+        ] {
+            assert_eq!(outcome(error), SyncOutcome::Locked);
+        }
+        let error = "Couldn't lock /home/u/other";
+        assert_eq!(outcome(error), SyncOutcome::TempFail);
     }
 }

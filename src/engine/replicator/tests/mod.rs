@@ -10,6 +10,7 @@ use crate::engine::Priority;
 mod commands;
 mod durability;
 mod failures;
+mod healing;
 mod peers;
 mod schedule;
 mod users;

@@ -1,0 +1,176 @@
+//! What is done about results of dsync that repeat: the smallest thing that helps, said once and counted. Nothing is ever
+//! deleted but a state, which a full sync makes anew.
+//!
+//! - A state that is refused is forgotten; a full sync follows.
+//! - Fast syncs that a concurrent change ends again and again, or of which dsync dies: a full sync.
+//! - A lock that another dsync of the user holds: we step back until it has ended, at a time of our own.
+//!
+//! What is left is stuck: tried at the slowest pace, shown with its reason.
+
+use std::time::Duration;
+
+use super::Replicator;
+use super::action::SyncId;
+use super::backoff::doubled;
+use super::log::Level;
+use super::notify::WAITERS_PATIENCE;
+use super::queue::{Place, pause_after_change};
+use super::record::StateChange;
+use super::syncs::{Pause, Running, shortened};
+use super::users::RowId;
+use super::waiters::Whom;
+use crate::engine::Priority;
+use crate::engine::time::{Mono, Now};
+
+/// After this many syncs in a row that a concurrent change ended a full sync is made, some 5 s after the first.
+const CHANGES_BEFORE_FULL: u32 = 8;
+/// After this many the user counts as failing.
+const CHANGES_TOLERATED: u32 = 10;
+/// After this many the user is stuck.
+const CHANGES_BEFORE_STUCK: u32 = 12;
+/// After this many failures in a row a full sync is tried, if dsync died.
+const FAILURES_BEFORE_FULL: u32 = 5;
+/// Each sync that a concurrent change ends brings something over: what is new need not wait longer than this.
+const CHANGED_AGAIN: Duration = Duration::from_secs(2);
+/// The first and the longest pause after another dsync's lock; the end of that dsync ends the pause.
+const SHORTEST_STEP_BACK: Duration = Duration::from_secs(1);
+const LONGEST_STEP_BACK: Duration = Duration::from_secs(30);
+/// After this many syncs in a row that a lock ended the user counts as failing.
+const LOCKS_TOLERATED: u32 = 5;
+
+impl Replicator {
+    /// A dsync has said that it brought a mailbox with two GUIDs together.
+    pub fn handle_guid_healed(&mut self, sync: SyncId) {
+        if self.running.contains_key(&sync) {
+            self.totals.healed_guids += 1;
+        }
+    }
+
+    /// Somebody changed something during the sync: it is done again, with the state that it had.
+    pub(super) fn changed(&mut self, now: Now, running: &Running, reason: &str) {
+        let id = running.row;
+        self.totals.syncs_changed += 1;
+        let text = match reason.is_empty() {
+            true => "Mailboxes keep changing during sync",
+            false => reason,
+        };
+        let work = self.queue.work_mut(id);
+        work.changes = work.changes.saturating_add(1);
+        work.blames_peer = false;
+        let changes = work.changes;
+        if changes >= CHANGES_BEFORE_FULL {
+            let text = format!("{changes} syncs in a row did not settle it: {text}");
+            self.force_full_sync(running, &text);
+        }
+        let pause = match changes {
+            ..=CHANGES_BEFORE_STUCK => Pause::Growing,
+            _ => Pause::Longest,
+        };
+        if changes > CHANGES_TOLERATED {
+            self.fail(now, id, text, pause, Level::Warning);
+        } else {
+            self.keep_pending(running);
+        }
+        let pause = match pause {
+            Pause::Longest => self.config.retry_max_interval,
+            _ => pause_after_change(changes, self.config.retry_max_interval),
+        };
+        let at = now.mono + self.jitter.shorten(pause);
+        self.place(id, Place::Retry(at));
+        if at > now.mono + WAITERS_PATIENCE {
+            self.refuse_waiters(Whom::User(id.user), "Mailboxes keep changing during sync");
+        }
+    }
+
+    /// Another dsync of the user is at work: ours comes after it.
+    pub(super) fn locked(&mut self, now: Now, running: &Running, reason: &str) {
+        let id = running.row;
+        self.totals.syncs_locked += 1;
+        let work = self.queue.work_mut(id);
+        work.locks = work.locks.saturating_add(1);
+        work.blames_peer = false;
+        let locks = work.locks;
+        if locks > LOCKS_TOLERATED {
+            self.fail(now, id, reason, Pause::Growing, Level::Warning);
+        } else {
+            self.keep_pending(running);
+            if locks == 1 {
+                let text = format!(
+                    "Stepping back, another dsync of the user holds a lock: {}",
+                    shortened(reason)
+                );
+                self.say_of_row(Level::Info, id, text);
+            }
+        }
+        // Whoever it is steps back at the same time if both held what the other wanted: half of it is random.
+        let pause = doubled(SHORTEST_STEP_BACK, LONGEST_STEP_BACK, locks);
+        let pause = pause - self.jitter.part_of(pause / 2);
+        self.place(id, Place::Retry(now.mono + pause));
+        self.refuse_waiters(Whom::User(id.user), "Locked by another dsync of the user");
+    }
+
+    /// What the sync was started for is still to be done.
+    fn keep_pending(&mut self, running: &Running) {
+        let id = running.row;
+        if let Some(row) = self.users.row_mut(id) {
+            row.priority = row.priority.max(running.priority);
+            // It was started for something, if only its time had come.
+            if !row.is_pending() {
+                row.priority = Priority::Low;
+            }
+        }
+        self.touch(id);
+    }
+
+    /// The peer, or dsync itself, will not go on from the state.
+    pub(super) fn forget_state(&mut self, id: RowId, reason: &str) {
+        let Some(row) = self.users.row_mut(id) else {
+            return;
+        };
+        if std::mem::take(&mut row.has_state) {
+            self.totals.healed_states += 1;
+            let text = format!("The sync state is forgotten, a full sync follows: {reason}");
+            self.say_of_row(Level::Info, id, text);
+        }
+        self.journal.set_state(id, StateChange::Forget);
+    }
+
+    /// A dsync that dies in the same way again and again dies of what it was told. Called before the failure is counted.
+    pub(super) fn try_full_sync_after_panics(&mut self, running: &Running, reason: &str) {
+        let failures = self.queue.work(running.row).map_or(0, |work| work.failures) + 1;
+        if failures >= FAILURES_BEFORE_FULL && reason.contains("Panic: ") {
+            let text = format!("{failures} syncs in a row failed: {reason}");
+            self.force_full_sync(running, &text);
+        }
+    }
+
+    pub(super) fn is_full_tried(&self, id: RowId) -> bool {
+        self.queue.work(id).is_some_and(|work| work.full_tried)
+    }
+
+    /// Once for each time that the row begins to fail.
+    fn force_full_sync(&mut self, running: &Running, reason: &str) {
+        let id = running.row;
+        let work = self.queue.work_mut(id);
+        if std::mem::replace(&mut work.full_tried, true) || running.full {
+            return;
+        }
+        self.totals.healed_repeats += 1;
+        if let Some(row) = self.users.row_mut(id) {
+            row.force_full = true;
+        }
+        self.touch(id);
+        let text = format!("A full sync is made, {}", shortened(reason));
+        self.say_of_row(Level::Info, id, text);
+    }
+
+    /// Something new came for a row that waits for `at`.
+    pub(super) fn bring_forward(&mut self, now: Now, id: RowId, at: Mono) {
+        let is_changed = self.queue.work(id).is_some_and(|work| work.changes > 0);
+        let soon = now.mono + CHANGED_AGAIN;
+        match is_changed && soon < at {
+            true => self.place(id, Place::Retry(soon)),
+            false => self.recount(id.user),
+        }
+    }
+}

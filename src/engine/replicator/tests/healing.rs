@@ -1,0 +1,179 @@
+//! What is done about results that repeat.
+
+use super::*;
+
+fn said(world: &World, level: Level, text: &str) -> usize {
+    let log = world.log.iter();
+    log.filter(|event| event.level == level && event.text.contains(text))
+        .count()
+}
+
+/// Ends each sync of `u0` so, `times` times; the pauses after them.
+fn end_each(world: &mut World, outcome: &SyncOutcome, times: usize) -> Vec<Duration> {
+    let end_one = |_| {
+        let sync = world.sync_of("u0").expect("runs");
+        world.finish(sync, outcome.clone());
+        time_to_next_sync(world)
+    };
+    (0..times).map(end_one).collect()
+}
+
+#[test]
+fn fast_sync_that_keeps_being_changed_is_followed_by_one_full_sync_within_10_secs() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    let begin = world.now.mono;
+    end_each(&mut world, &CHANGED, 8);
+    assert!(world.now.mono.since(begin) < Duration::from_secs(10));
+    let full: Vec<bool> = world.started.iter().map(|sync| sync.full).collect();
+    assert_eq!(full.iter().filter(|full| **full).count(), 1);
+    assert!(full[8]);
+    assert_eq!(said(&world, Level::Info, "A full sync is made, 8 syncs"), 1);
+    assert_eq!(world.engine.totals().healed_repeats, 1);
+    world.settle();
+    world.change("u0", Priority::High);
+    let sync = world.sync_of("u0").expect("runs");
+    assert!(!world.syncs[&sync].full, "healed");
+    world.settle();
+    world.check_converged(&Default::default());
+}
+
+#[test]
+fn what_a_full_sync_does_not_settle_is_stuck_with_its_reason_and_tried_at_the_slow_pace() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    let pauses = end_each(&mut world, &CHANGED, 16);
+    assert!(pauses.iter().rev().take(3).all(|pause| *pause > 3 * MINUTE));
+    let details = replica(&world, "u0");
+    assert!(details.stuck && details.reason.contains("keep changing"));
+    assert_eq!(
+        said(&world, Level::Warning, "Stuck, a full sync did not"),
+        1
+    );
+    assert_eq!(said(&world, Level::Info, "A full sync is made"), 1);
+    assert_eq!(world.engine.replicas_stuck(), 1);
+    assert_eq!(world.engine.totals().healed_repeats, 1);
+    world.settle();
+    assert_eq!(world.engine.replicas_stuck(), 0);
+    assert_eq!(said(&world, Level::Info, "Synced again"), 1);
+    world.check_converged(&Default::default());
+}
+
+/// Each of its syncs brings new mail over, whatever it ends with.
+#[test]
+fn new_mail_of_a_user_whose_syncs_all_end_with_a_change_waits_two_secs_at_most() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    end_each(&mut world, &CHANGED, 16);
+    let sync = world.sync_of("u0").expect("runs");
+    world.finish(sync, CHANGED);
+    world.settle_but_syncs();
+    world.change("u0", Priority::High);
+    let pause = time_to_next_sync(&mut world);
+    assert!(pause > Duration::from_secs(1) && pause <= Duration::from_secs(2));
+}
+
+#[test]
+fn dsync_that_keeps_dying_is_given_a_full_sync_and_then_counts_as_stuck() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    for _ in 0..12 {
+        let sync = world.sync_of("u0").expect("runs");
+        world.finish_saying(sync, SyncOutcome::Eof, "Panic: assertion failed");
+        time_to_next_sync(&mut world);
+    }
+    let full: Vec<bool> = world.started.iter().map(|sync| sync.full).collect();
+    assert_eq!(full.iter().position(|full| *full), Some(5));
+    assert_eq!(said(&world, Level::Info, "A full sync is made, 5 syncs"), 1);
+    assert_eq!(said(&world, Level::Warning, "Stuck, a full"), 1);
+    assert!(replica(&world, "u0").stuck);
+    world.settle();
+    assert!(!replica(&world, "u0").stuck);
+    world.check_converged(&Default::default());
+}
+
+#[test]
+fn failure_that_lasts_is_stuck_when_it_has_the_slowest_pace() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    end_each(&mut world, &SyncOutcome::NotFound, 9);
+    assert!(!replica(&world, "u0").stuck);
+    end_each(&mut world, &SyncOutcome::NotFound, 3);
+    assert!(replica(&world, "u0").stuck);
+    assert_eq!(said(&world, Level::Warning, "Stuck: NOTFOUND"), 1);
+    assert!(world.started.iter().all(|sync| sync.is_incremental()));
+}
+
+#[test]
+fn peer_that_is_away_makes_nobody_stuck_and_no_sync_full() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    end_each(&mut world, &SyncOutcome::PeerUnreachable, 14);
+    assert!(world.started.iter().all(|sync| !sync.full));
+    assert!(!replica(&world, "u0").stuck);
+}
+
+#[test]
+fn stale_state_is_forgotten_with_one_line_and_counted() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    let stale = SyncOutcome::Changed {
+        is_state_stale: true,
+    };
+    end_each(&mut world, &stale, 2);
+    assert!(world.started[1].full);
+    assert_eq!(said(&world, Level::Info, "The sync state is forgotten"), 1);
+    assert_eq!(world.engine.totals().healed_states, 1);
+}
+
+/// [14]
+#[test]
+fn loser_of_a_lock_steps_back_counts_no_failure_and_goes_on_when_the_peer_is_done() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    let pauses = end_each(&mut world, &SyncOutcome::Locked, 5);
+    assert!(pauses[0] < Duration::from_millis(1001));
+    assert!(pauses.iter().all(|pause| *pause <= Duration::from_secs(30)));
+    assert_eq!(replica(&world, "u0").failures, 0);
+    assert_eq!(said(&world, Level::Info, "Stepping back"), 1);
+    let sync = world.sync_of("u0").expect("runs");
+    world.finish(sync, SyncOutcome::Locked);
+    world.settle_but_syncs();
+    assert_eq!(world.sync_of("u0"), None);
+    world.command(|engine, now, command| {
+        engine.handle_notify(now, command, b"u0", false);
+    });
+    world.settle_but_syncs();
+    assert!(world.sync_of("u0").is_some());
+    assert_eq!(world.engine.totals().syncs_locked, 6);
+    world.settle();
+    world.check_converged(&Default::default());
+}
+
+/// [14]
+#[test]
+fn two_nodes_that_hold_what_the_other_wants_do_not_meet_again_and_again() {
+    let mut world = world(40);
+    for n in 0..40 {
+        world.change(&format!("u{n}"), Priority::High);
+    }
+    let mut times = BTreeSet::new();
+    let begin = world.now.mono;
+    while times.len() < 40 {
+        world.settle_but_syncs();
+        let Some((&sync, dsync)) = world.syncs.first_key_value() else {
+            world.step_time(MINUTE);
+            continue;
+        };
+        let name = dsync.username.clone();
+        if world.started.iter().filter(|s| s.username == name).count() == 1 {
+            world.finish(sync, SyncOutcome::Locked);
+        } else {
+            times.insert((world.now.mono, name));
+            world.succeed(sync);
+        }
+    }
+    let distinct: BTreeSet<_> = times.iter().map(|(at, _)| *at).collect();
+    assert!(distinct.len() > 30, "{}", distinct.len());
+    assert!(world.now.mono.since(begin) <= Duration::from_secs(1));
+}
