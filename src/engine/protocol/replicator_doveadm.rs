@@ -98,6 +98,8 @@ pub enum Request {
         username: Vec<u8>,
         /// It was a full sync.
         full: bool,
+        /// The new state, possibly empty.
+        state: Vec<u8>,
     },
     /// All that is known of a user.
     Show {
@@ -221,9 +223,10 @@ fn parse_line(line: &[u8]) -> Result<Request, RequestError> {
             username: username.clone(),
         },
         (b"REMOVE", _) => return Err(RequestError::InvalidParameters("REMOVE")),
-        (b"NOTIFY", [username, flags, _state, ..]) if valid(username) => Request::Notify {
+        (b"NOTIFY", [username, flags, state, ..]) if valid(username) => Request::Notify {
             username: username.clone(),
             full: flags.first() == Some(&b'f'),
+            state: state.clone(),
         },
         (b"NOTIFY", _) => return Err(RequestError::InvalidParameters("NOTIFY")),
         (b"SHOW", [username]) => Request::Show {
@@ -387,6 +390,7 @@ mod tests {
                 Request::Notify {
                     username: b"u".to_vec(),
                     full: true,
+                    state: b"ST".to_vec(),
                 },
             ),
             (

@@ -126,13 +126,13 @@ pub enum UserLookup {
 pub enum SyncOutcome {
     /// `+`
     Ok {
-        /// What the store is to have for the next syncs: [`SyncStates::after`](super::SyncStates::after) the one that dsync told.
+        /// For the next incremental sync; empty: none.
         state: Vec<u8>,
     },
     /// A change on one side during the sync, in any of its forms: again at once.
     Changed {
-        /// The mailboxes do not match the state that the sync began from: it is forgotten.
-        is_state_stale: bool,
+        /// To go on from; empty: not from any, the next sync is a full one.
+        state: Vec<u8>,
     },
     /// `-NOUSER`: the user is unknown here or at the peer.
     NoUser,

@@ -95,15 +95,27 @@ impl Replicator {
     }
 
     /// `NOTIFY\t<username>\t<f or empty>\t<state>`: the peer has synced the user. It says nothing of what changed here meanwhile:
-    /// that stays pending. Its state is not taken: a change here during that sync may lie below it.
-    pub fn handle_notify(&mut self, now: Now, command: CommandId, username: &[u8], full: bool) {
+    /// that stays pending.
+    pub fn handle_notify(
+        &mut self,
+        now: Now,
+        command: CommandId,
+        username: &[u8],
+        full: bool,
+        state: &[u8],
+    ) {
         self.clock.observe(now);
         match self.users.find(username) {
             None => self.look_up_for(now, command, CommandDone::Done, username),
             Some(user) => {
                 if self.users.replicas(user) == 1 && !self.is_left_out(user) {
                     let replica = 0;
-                    self.synced_by_peer(now, RowId { user, replica }, full);
+                    self.synced_by_peer(now, RowId { user, replica }, full, state);
+                } else {
+                    // It does not say which of them it is.
+                    for id in self.users.row_ids(user) {
+                        self.mark_stale(id);
+                    }
                 }
                 self.answer(command, CommandDone::Done);
             }
@@ -202,8 +214,10 @@ impl Replicator {
         }
     }
 
-    fn synced_by_peer(&mut self, now: Now, id: RowId, full: bool) {
+    fn synced_by_peer(&mut self, now: Now, id: RowId, full: bool, state: &[u8]) {
+        self.take_peers_state(id, full, state);
         let place = self.queue.place(id);
+        let is_running = matches!(place, Place::Running(_));
         let work = self.queue.work(id);
         let changes = work.map_or(0, |work| work.changes);
         let is_locked = work.is_some_and(|work| work.locks > 0);
@@ -218,13 +232,17 @@ impl Replicator {
         if !row.failed {
             row.last_fast_sync = now.wall;
             row.last_success = now.wall;
-            if full {
+            if full && !is_running {
                 row.last_full_sync = now.wall;
             }
             self.touch(id);
         }
-        // The user can be synced after all, or the dsync has ended that held the lock.
-        if matches!(place, Place::Retry(at) if is_locked || at > now.mono + WAITERS_PATIENCE) {
+        // The user can be synced after all, or the dsync has ended that held the lock. If it cannot, that is no failure more: the
+        // peer may tell often.
+        let is_long =
+            matches!(place, Place::Retry(at) if is_locked || at > now.mono + WAITERS_PATIENCE);
+        if is_long && (is_locked || self.queue.failures(id) > 0) {
+            self.queue.work_mut(id).woken = true;
             self.make_ready(id);
         }
         self.recount(id.user);

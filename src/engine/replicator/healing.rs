@@ -14,7 +14,7 @@ use super::action::SyncId;
 use super::backoff::doubled;
 use super::log::Level;
 use super::notify::WAITERS_PATIENCE;
-use super::queue::{Place, pause_after_change};
+use super::queue::{Place, millis, pause_after_change};
 use super::record::StateChange;
 use super::syncs::{Pause, Running, shortened};
 use super::users::RowId;
@@ -166,6 +166,10 @@ impl Replicator {
 
     /// Something new came for a row that waits for `at`.
     pub(super) fn bring_forward(&mut self, now: Now, id: RowId, at: Mono) {
+        if self.is_settling(id) && self.queue.failures(id) == 0 {
+            self.queue.work_mut(id).since = millis(now.mono);
+            return self.make_ready(id);
+        }
         let is_changed = self.queue.work(id).is_some_and(|work| work.changes > 0);
         let soon = now.mono + CHANGED_AGAIN;
         match is_changed && soon < at {

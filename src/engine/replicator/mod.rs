@@ -29,7 +29,7 @@ mod record;
 mod report;
 mod restore;
 mod rows;
-mod states;
+mod settle;
 mod status;
 mod sweep;
 mod syncs;
@@ -50,7 +50,6 @@ pub use config::*;
 pub use log::{Level, LogEvent};
 pub use mask::{has_wildcard, wildcard_match};
 pub use record::*;
-pub use states::SyncStates;
 pub use status::{
     Activity, Counters, Cursor, PeerDetails, ReplicaDetails, SyncStatus, SyncType, Totals,
     UserDetails, UserStatus,

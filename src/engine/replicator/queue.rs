@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::action::SyncId;
 use super::peers::PeerId;
+use super::settle::Settling;
 use super::users::{RowId, UserId};
 use crate::engine::Priority;
 use crate::engine::time::Mono;
@@ -79,6 +80,8 @@ pub(super) struct Work {
     pub(super) blames_peer: bool,
     /// The administrator was told of the failure.
     pub(super) reported: bool,
+    /// Whatever becomes of the failures.
+    pub(super) settling: Option<Settling>,
 }
 
 impl Work {
@@ -120,6 +123,10 @@ impl Queue {
         self.rows.get(&row)
     }
 
+    pub(super) fn failures(&self, row: RowId) -> u32 {
+        self.work(row).map_or(0, |work| work.failures)
+    }
+
     /// To change all but place and key.
     pub(super) fn work_mut(&mut self, row: RowId) -> &mut Work {
         self.rows.entry(row).or_default()
@@ -129,7 +136,7 @@ impl Queue {
         self.leave(row);
         let work = self.rows.entry(row).or_default();
         work.place = place;
-        if place == Place::Idle && work.failures == 0 {
+        if place == Place::Idle && work.failures == 0 && work.settling.is_none() {
             self.rows.remove(&row);
         }
         self.enter(row);

@@ -31,6 +31,34 @@ pub struct Record {
     pub force_full: bool,
     /// The store has a state text for it.
     pub has_state: bool,
+    /// Whether the state is that of the last sync.
+    pub stale: Stale,
+}
+
+/// What a state that is not that of the last sync may lead to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stale {
+    /// It is that of the last sync.
+    #[default]
+    No,
+    /// There was, or may have been, a sync whose state the store does not have.
+    State,
+    /// And a fast sync of local changes began from the older one: a full sync is to follow.
+    Changes,
+}
+
+impl Stale {
+    /// By the number that the store has.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::No),
+            1 => Some(Self::State),
+            2 => Some(Self::Changes),
+            _ => None,
+        }
+    }
 }
 
 /// What becomes of the state text of a record.

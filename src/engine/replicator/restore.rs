@@ -5,7 +5,7 @@ use super::backoff::doubled;
 use super::config::MAX_REPLICAS;
 use super::log::Level;
 use super::queue::{Place, key};
-use super::record::{Boot, Record};
+use super::record::{Boot, Record, Stale};
 use super::users::{Row, RowId, UserId};
 use crate::engine::Priority;
 use crate::engine::time::Now;
@@ -37,6 +37,8 @@ impl Replicator {
             failed: record.failures > 0,
             force_full: record.force_full,
             has_state: record.has_state,
+            stale: record.stale,
+            full_sync_secs: 0,
             resync: false,
             dirty: false,
         };
@@ -51,6 +53,7 @@ impl Replicator {
         };
         self.users.set_rows(user, rows);
         self.restore_work(now, id, &record);
+        self.restore_settling(now, id);
         self.recount(user);
     }
 
@@ -69,6 +72,19 @@ impl Replicator {
         self.loaded = true;
         self.list_users_if_due(now);
         self.advance(now);
+    }
+
+    fn restore_settling(&mut self, now: Now, id: RowId) {
+        if self
+            .users
+            .row(id)
+            .is_some_and(|row| row.stale == Stale::Changes)
+        {
+            self.settle_later(now, id);
+            if let (Place::Idle, Some(at)) = (self.queue.place(id), self.settling_at(id)) {
+                self.queue.set_place(id, Place::Retry(at));
+            }
+        }
     }
 
     fn restore_work(&mut self, now: Now, id: RowId, record: &Record) {

@@ -3,7 +3,7 @@
 use super::journal::Entry;
 use super::log::{Level, LogEvent};
 use super::queue::{self, Place, millis};
-use super::record::{Record, RecordChange, Write};
+use super::record::{Record, RecordChange, Stale, Write};
 use super::status::Bucket;
 use super::users::{Row, RowId, UserId};
 use super::waiters::Whom;
@@ -64,6 +64,10 @@ impl Replicator {
             },
             force_full: row.force_full || running.is_some_and(|running| running.forced),
             has_state: row.has_state,
+            stale: match running {
+                Some(_) => row.stale.max(Stale::State),
+                None => row.stale,
+            },
         })
     }
 

@@ -12,8 +12,9 @@ use crate::engine::Priority;
 
 const ROUNDS: u64 = 300;
 const TURNS: usize = 250;
-/// The longest pause is that after what only an administrator can mend: an hour.
-const TIME_TO_HEAL: Duration = Duration::from_secs(70 * 60);
+/// The longest pause is that after what only an administrator can mend, an hour; the longest between two full syncs that
+/// follow stale states is 20 times 255 s.
+const TIME_TO_HEAL: Duration = Duration::from_secs(160 * 60);
 
 struct Simulation {
     world: World,
@@ -135,8 +136,9 @@ impl Simulation {
             21 => SyncOutcome::NotStarted,
             22 => SyncOutcome::Other("-2".into()),
             23 => SyncOutcome::Locked,
-            _ => SyncOutcome::Changed {
-                is_state_stale: self.rng.bool(),
+            _ => match self.rng.bool() {
+                true => return self.world.finish_changed(sync),
+                false => SyncOutcome::Changed { state: Vec::new() },
             },
         };
         self.world.finish(sync, outcome);
@@ -197,9 +199,8 @@ impl Simulation {
                 });
             }
             4 => {
-                self.world.command(|engine, now, command| {
-                    engine.handle_notify(now, command, name, full);
-                });
+                let tells_state = self.rng.bool();
+                self.world.peer_syncs(&username, full, tells_state);
             }
             _ => {
                 // Who is removed starts again with the next change.
@@ -240,6 +241,7 @@ impl Simulation {
         self.world.peers_down.clear();
         self.world.run_for(TIME_TO_HEAL);
         self.world.check_converged(&self.altered);
+        self.world.check_settled(&self.altered);
         for username in std::mem::take(&mut self.altered) {
             self.full_wanted.retain(|_, (user, _)| *user != username);
             self.world.change(&username, Priority::Low);
@@ -250,6 +252,7 @@ impl Simulation {
     fn check_healed(&self) {
         let world = &self.world;
         world.check_converged(&self.altered);
+        world.check_settled(&self.altered);
         world.check_counters();
         assert!(world.waiting.is_empty(), "{:?} wait", world.waiting);
         assert!(

@@ -87,6 +87,8 @@ pub struct Totals {
     pub syncs_changed: u64,
     /// Syncs that failed.
     pub syncs_failed: u64,
+    /// Full syncs because a state was stale.
+    pub settling_syncs_started: u64,
     /// Syncs that another dsync's lock ended.
     pub syncs_locked: u64,
     /// Mailboxes with two GUIDs that this node's syncs brought together.

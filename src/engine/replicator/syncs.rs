@@ -10,8 +10,7 @@ use super::notify::WAITERS_PATIENCE;
 use super::peers::PeerId;
 use super::periodic;
 use super::queue::Place;
-use super::record::StateChange;
-use super::states;
+use super::record::{Stale, StateChange};
 use super::status::SyncType;
 use super::users::{RowId, UserId};
 use super::waiters::{Turn, Whom};
@@ -34,9 +33,12 @@ pub(super) struct Running {
     pub(super) full: bool,
     /// It is full because that was asked for, not because of the interval.
     pub(super) forced: bool,
+    /// Something was notified, or what was is not over yet.
+    for_changes: bool,
     pub(super) sync_type: SyncType,
     /// Which waiters came before it.
     turn: Turn,
+    begun: Mono,
     pub(super) last_progress: Mono,
     /// Since the last progress its peer was probed.
     pub(super) probed: bool,
@@ -93,13 +95,19 @@ impl LocalServer {
 impl Replicator {
     pub(super) fn start_sync(&mut self, now: Now, id: RowId, peer: PeerId) {
         let is_full_due = self.is_full_sync_due(now, id);
+        let settles = self.is_settling_due(now, id);
         let Some(row) = self.users.row_mut(id) else {
             return;
         };
         let priority = std::mem::take(&mut row.priority);
         let forced = std::mem::take(&mut row.force_full);
         // A sync that is neither full nor has a state does not look into mailboxes whose counters are equal.
-        let full = forced || is_full_due || !row.has_state;
+        let full = forced || is_full_due || settles || !row.has_state;
+        // Until it fails, or the peer tells of a sync that it did not look at.
+        if full {
+            row.stale = Stale::No;
+        }
+        let for_changes = priority != Priority::None || row.failed;
         let sync_type = match full {
             true => SyncType::Full,
             false => SyncType::Incremental,
@@ -111,8 +119,10 @@ impl Replicator {
             priority,
             full,
             forced,
+            for_changes,
             sync_type,
             turn: self.waiters.turn(),
+            begun: now.mono,
             last_progress: now.mono,
             probed: false,
             aborted: None,
@@ -124,7 +134,9 @@ impl Replicator {
         self.busy.insert(id.user, Busy::Sync(sync));
         self.totals.syncs_started += 1;
         self.totals.full_syncs_started += u64::from(full);
+        self.totals.settling_syncs_started += u64::from(settles);
         self.place(id, Place::Running(sync));
+        self.touch(id);
         self.actions.push_back(Action::StartSync {
             sync,
             username: self.users.name(id.user).to_vec(),
@@ -177,11 +189,15 @@ impl Replicator {
         if let Some(row) = self.users.row_mut(id) {
             row.force_full |= running.full;
         }
-        if let SyncOutcome::Changed { is_state_stale } = outcome {
-            if is_state_stale {
-                self.forget_state(id, "the mailboxes do not match it");
+        if let SyncOutcome::Changed { state } = outcome {
+            match state.is_empty() {
+                true => self.forget_state(id, "the mailboxes do not match it"),
+                false => self.keep_state(id, state),
             }
             return self.changed(now, running, reason);
+        }
+        if may_have_begun(&outcome) {
+            self.mark_stale(id);
         }
         if outcome == SyncOutcome::Locked {
             return self.locked(now, running, reason);
@@ -237,6 +253,17 @@ impl Replicator {
         }
     }
 
+    pub(super) fn keep_state(&mut self, id: RowId, state: Vec<u8>) {
+        if let Some(row) = self.users.row_mut(id) {
+            row.has_state = !state.is_empty();
+        }
+        let change = match state.is_empty() {
+            false => StateChange::Set(state),
+            true => StateChange::Forget,
+        };
+        self.journal.set_state(id, change);
+    }
+
     fn succeeded(&mut self, now: Now, running: &Running, state: Vec<u8>) {
         let id = running.row;
         self.totals.syncs_ok += 1;
@@ -253,18 +280,28 @@ impl Replicator {
         row.last_success = now.wall;
         if running.full {
             row.last_full_sync = now.wall;
+            let secs = now.mono.since(running.begun).as_secs();
+            row.full_sync_secs = u8::try_from(secs).unwrap_or(u8::MAX);
         }
         row.failed = false;
         row.resync = false;
-        row.has_state = states::has_base(&state);
         let goes_on = row.is_pending();
-        let state = match state.is_empty() {
-            false => StateChange::Set(state),
-            true => StateChange::Forget,
-        };
-        self.journal.set_state(id, state);
+        let settles_later = row.stale != Stale::No && running.for_changes;
+        if settles_later {
+            row.stale = Stale::Changes;
+        }
+        self.keep_state(id, state);
         self.touch(id);
-        self.place(id, Place::Idle);
+        if running.full {
+            self.queue.work_mut(id).settling = None;
+        }
+        if settles_later {
+            self.settle_later(now, id);
+        }
+        match self.settling_at(id).filter(|_| !goes_on) {
+            Some(at) => self.place(id, Place::Retry(at)),
+            None => self.place(id, Place::Idle),
+        }
         if goes_on {
             self.enqueue(now, id);
         }
@@ -308,6 +345,8 @@ impl Replicator {
         if let Some(user) = self.users.get_mut(user) {
             user.checked_secs = 0;
         }
+        // What the sync told is not taken.
+        self.mark_stale(running.row);
         self.place(running.row, Place::Idle);
         for id in self.users.row_ids(user) {
             self.enqueue(now, id);
@@ -372,6 +411,14 @@ impl Replicator {
             _ => None,
         }
     }
+}
+
+/// Whether mail may have been moved before it ended.
+pub(super) fn may_have_begun(outcome: &SyncOutcome) -> bool {
+    matches!(
+        outcome,
+        SyncOutcome::TempFail | SyncOutcome::Eof | SyncOutcome::Timeout | SyncOutcome::Other(_)
+    )
 }
 
 fn may_be_the_peers_fault(outcome: &SyncOutcome) -> bool {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::config::{MAX_REPLICAS, MAX_USERNAME_BYTES, MAX_USERS};
 use super::names::{NameRef, Names};
 use super::peers::PeerId;
+use super::record::Stale;
 use super::status::Bucket;
 use crate::engine::Priority;
 use crate::engine::time::UnixSecs;
@@ -38,6 +39,9 @@ pub(super) struct Row {
     pub(super) failed: bool,
     pub(super) force_full: bool,
     pub(super) has_state: bool,
+    pub(super) stale: Stale,
+    /// What the last full sync took.
+    pub(super) full_sync_secs: u8,
     /// To be synced once because the machine went down uncleanly.
     pub(super) resync: bool,
     /// Waits in the journal to be written.

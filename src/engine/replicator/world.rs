@@ -24,24 +24,26 @@ pub(super) struct Dsync {
     pub(super) username: String,
     pub(super) target: String,
     pub(super) full: bool,
-    pub(super) states: SyncStates,
+    pub(super) state: Option<Vec<u8>>,
     /// The number of the last change when it began: it brings over all up to this.
     pub(super) saw: u64,
 }
 
-/// Before the number of the change up to which both sides may agree.
-const STATE: &str = "state";
+/// A state: up to the change of this number both sides agree.
+pub(super) fn state_of(change: u64) -> Vec<u8> {
+    format!("state{change}").into_bytes()
+}
 
 impl Dsync {
-    /// It looks at what changed after this.
-    fn looks_from(&self) -> u64 {
-        let state = std::str::from_utf8(self.states.base()).expect("the tests' states are text");
-        let number = state.strip_prefix(STATE).map_or("0", |number| number);
+    /// The change up to which its state has both sides agree.
+    fn base(&self) -> u64 {
+        let state = text(self.state.as_deref().unwrap_or_default());
+        let number = state.strip_prefix("state").unwrap_or("0");
         number.parse().expect("a number")
     }
 
     pub(super) fn is_incremental(&self) -> bool {
-        !self.full && !self.states.base().is_empty()
+        !self.full && self.state.is_some()
     }
 }
 
@@ -90,6 +92,12 @@ pub(super) struct World {
     /// The last change of each user that an aggregator need not tell again.
     pub(super) acknowledged: BTreeMap<String, u64>,
     pub(super) fully_synced: BTreeMap<Key, u64>,
+    /// Each user's changes.
+    changes: BTreeMap<String, Vec<u64>>,
+    /// Up to where some sync has moved mail, of which the engine may have no state.
+    moved: BTreeMap<Key, u64>,
+    /// A sync began from a state older than that: flags may be lost unless a full one follows.
+    doubted: BTreeSet<Key>,
     last_command: u64,
 }
 
@@ -133,6 +141,9 @@ impl World {
             synced: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             fully_synced: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            moved: BTreeMap::new(),
+            doubted: BTreeSet::new(),
             last_command: 0,
         };
         world.engine.handle_loaded(now, Boot::Trusted);
@@ -140,7 +151,7 @@ impl World {
         world
     }
 
-    /// Users `u0`, `u1`, ... with one replica at `tcp:peer`, all listed and synced twice, nothing pending.
+    /// Users `u0`, `u1`, ... with one replica at `tcp:peer`, all listed and synced once, nothing pending.
     pub(super) fn with_users(config: Config, users: usize) -> Self {
         let mut world = Self::new(config);
         for n in 0..users {
@@ -149,10 +160,6 @@ impl World {
         world.settle();
         world.run_for(Duration::from_secs(5 + users as u64 / 5));
         assert_eq!(world.synced.len(), users, "{:?}", world.log);
-        for n in 0..users {
-            world.change(&format!("u{n}"), Priority::Low);
-        }
-        world.run_for(Duration::from_secs(5 + users as u64 / 5));
         world.started.clear();
         world.log.clear();
         world
@@ -171,6 +178,11 @@ impl World {
     pub(super) fn change(&mut self, username: &str, priority: Priority) {
         self.last_change += 1;
         self.changed.insert(username.to_owned(), self.last_change);
+        let owner = username.trim_start_matches("alias-").to_owned();
+        self.changes
+            .entry(owner)
+            .or_default()
+            .push(self.last_change);
         let line = Line {
             username: username.to_owned(),
             priority,
@@ -226,6 +238,22 @@ impl World {
     pub(super) fn restart(&mut self, stored: usize, boot: Boot) {
         for _ in 0..stored {
             self.store_one(false);
+        }
+        for dsync in self.syncs.values() {
+            let key = (dsync.username.clone(), dsync.target.clone());
+            let moved = self.moved.entry(key).or_default();
+            *moved = dsync.saw.max(*moved);
+        }
+        // A mark that was on its way to the store is lost.
+        for write in &self.writes {
+            if let RecordChange::Put { record, .. } = &write.change {
+                let key = (text(&record.username), text(&record.target));
+                let stored = self.store.get(&key);
+                if stored.is_none_or(|(record, _)| record.stale == Stale::No) {
+                    self.moved.remove(&key);
+                    self.doubted.remove(&key);
+                }
+            }
         }
         self.writes.clear();
         self.lookups.clear();
@@ -316,8 +344,7 @@ impl World {
                         self.store.get(&from).and_then(|(_, state)| state.clone())
                     }
                 };
-                let has_base = state.as_deref().is_some_and(states::has_base);
-                assert_eq!(record.has_state, has_base, "{record:?}");
+                assert_eq!(record.has_state, state.is_some(), "{record:?}");
                 self.store.insert(key, (record, state));
             }
             RecordChange::Remove { username, target } => {
@@ -398,14 +425,10 @@ impl World {
     /// The same, with the last error that dsync logged.
     pub(super) fn finish_saying(&mut self, sync: SyncId, outcome: SyncOutcome, reason: &str) {
         let dsync = self.syncs.remove(&sync).expect("it runs");
+        self.note_moved(&dsync, &outcome);
         if matches!(outcome, SyncOutcome::Ok { .. }) {
             let key = (dsync.username.clone(), dsync.target.clone());
             let synced = self.synced.entry(key.clone()).or_default();
-            assert!(
-                dsync.full || dsync.looks_from() <= *synced,
-                "{key:?}: no sync looked at what changed between {synced} and {}",
-                dsync.looks_from()
-            );
             *synced = dsync.saw.max(*synced);
             if dsync.full {
                 self.fully_synced.insert(key, dsync.saw);
@@ -416,12 +439,60 @@ impl World {
         self.take_outputs();
     }
 
-    /// What changed while it ran may lie below what its state says.
+    fn note_moved(&mut self, dsync: &Dsync, outcome: &SyncOutcome) {
+        let key = (dsync.username.clone(), dsync.target.clone());
+        let moved = self.moved.entry(key.clone()).or_default();
+        let left_state = matches!(
+            outcome,
+            SyncOutcome::Ok { .. } | SyncOutcome::Changed { .. }
+        );
+        if left_state && dsync.is_incremental() && dsync.base() < *moved {
+            let changes = self.changes.get(&dsync.username).into_iter().flatten();
+            let mut passed_over = changes.filter(|change| **change > dsync.base());
+            if passed_over.any(|change| *change <= dsync.saw) {
+                self.doubted.insert(key.clone());
+            }
+        }
+        if dsync.full && matches!(outcome, SyncOutcome::Ok { .. }) {
+            self.doubted.remove(&key);
+        }
+        if left_state || super::syncs::may_have_begun(outcome) {
+            *moved = dsync.saw.max(*moved);
+        }
+    }
+
     pub(super) fn succeed(&mut self, sync: SyncId) {
-        let state = format!("{STATE}{}", self.last_change);
-        let states = &self.syncs.get(&sync).expect("it runs").states;
-        let state = states.after(state.as_bytes());
+        let state = state_of(self.syncs.get(&sync).expect("it runs").saw);
         self.finish(sync, SyncOutcome::Ok { state });
+    }
+
+    /// Ends a sync with CHANGED and the state to go on from.
+    pub(super) fn finish_changed(&mut self, sync: SyncId) {
+        let state = state_of(self.syncs.get(&sync).expect("it runs").saw);
+        self.finish(sync, SyncOutcome::Changed { state });
+    }
+
+    /// The peer syncs the user and tells it, with a state or without.
+    pub(super) fn peer_syncs(&mut self, username: &str, full: bool, tells_state: bool) {
+        // dsync calls a user as userdb does: never by an alias.
+        let account = self.userdb.get(username);
+        let targets = account.map(|account| account.targets.clone());
+        let targets = targets.unwrap_or_default();
+        let runs = self.sync_of(username).is_some();
+        for target in &targets {
+            let key = (username.to_owned(), target.clone());
+            self.moved.insert(key.clone(), self.last_change);
+            if targets.len() == 1 && full && tells_state && !runs {
+                self.doubted.remove(&key);
+            }
+        }
+        let state = match tells_state {
+            true => state_of(self.last_change),
+            false => Vec::new(),
+        };
+        self.command(|engine, now, command| {
+            engine.handle_notify(now, command, username.as_bytes(), full, &state);
+        });
     }
 
     /// How a sync ends if nothing odd happens.
@@ -558,9 +629,8 @@ impl World {
                 target,
                 full,
             } => {
-                let states = self.state_for(&text(&username), &text(&target));
                 let dsync = Dsync {
-                    states: SyncStates::parse(&states.unwrap_or_default()),
+                    state: self.state_for(&text(&username), &text(&target)),
                     username: text(&username),
                     target: text(&target),
                     full,
@@ -669,6 +739,20 @@ impl World {
                     self.engine.show(self.now, username.as_bytes())
                 );
             }
+        }
+    }
+
+    /// Each sync that began from a stale state was followed by a full one, but for these users.
+    pub(super) fn check_settled(&self, but: &BTreeSet<String>) {
+        for key in &self.doubted {
+            let account = self.userdb.get(&key.0).filter(|_| !but.contains(&key.0));
+            let is_replicated =
+                account.is_some_and(|a| !a.noreplicate && a.targets.contains(&key.1));
+            assert!(
+                !is_replicated,
+                "no full sync of {key:?} since a stale state: {:?}",
+                self.engine.show(self.now, key.0.as_bytes())
+            );
         }
     }
 }

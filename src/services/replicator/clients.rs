@@ -406,9 +406,14 @@ impl Replicator {
                 self.wait_for(command, slot, client);
                 self.engine.handle_remove(now, command, &username);
             }
-            Request::Notify { username, full } => {
+            Request::Notify {
+                username,
+                full,
+                state,
+            } => {
                 self.wait_for(command, slot, client);
-                self.engine.handle_notify(now, command, &username, full);
+                self.engine
+                    .handle_notify(now, command, &username, full, &state);
             }
         }
     }
@@ -426,6 +431,7 @@ impl Replicator {
             ("dropped_not_replicated", totals.dropped_not_replicated),
             ("syncs_started", totals.syncs_started),
             ("full_syncs_started", totals.full_syncs_started),
+            ("settling_syncs_started", totals.settling_syncs_started),
             ("syncs_ok", totals.syncs_ok),
             ("syncs_changed", totals.syncs_changed),
             ("syncs_failed", totals.syncs_failed),

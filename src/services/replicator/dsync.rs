@@ -16,7 +16,7 @@ use crate::engine::healing;
 use crate::engine::protocol::doveadm_server::{self, Code, DoveadmReader, Event, Reply};
 use crate::engine::protocol::replicator_doveadm;
 use crate::engine::protocol::replicator_notify::printable;
-use crate::engine::replicator::{SyncId, SyncOutcome, SyncStates, SyncType};
+use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
 use crate::engine::time::{Mono, Now};
 
 /// From the request to end to the force, and from there to giving up waiting.
@@ -35,8 +35,6 @@ pub(super) struct Dsync {
     sync: SyncId,
     username: Vec<u8>,
     sync_type: SyncType,
-    /// The text of its [`SyncStates`] as it was at its start.
-    states: Box<[u8]>,
     reader: DoveadmReader,
     /// The command, until the server is ready for it.
     command: Option<Vec<u8>>,
@@ -64,14 +62,6 @@ impl Dsync {
             "Waiting for dsync to finish"
         }
     }
-
-    fn outcome_of(&self, mut reply: Reply) -> SyncOutcome {
-        let is_incremental = self.sync_type == SyncType::Incremental;
-        if reply.code == Code::Ok {
-            reply.state = SyncStates::parse(&self.states).after(&reply.state);
-        }
-        outcome_of(reply, &self.last_error, is_incremental)
-    }
 }
 
 impl Replicator {
@@ -84,7 +74,7 @@ impl Replicator {
         full: bool,
     ) {
         let Some(store) = &mut self.store else { return };
-        let states = store.read_state(sync.0, &username, &target);
+        let state = store.read_state(sync.0, &username, &target);
         let waiting = WaitingForState {
             username,
             target,
@@ -93,8 +83,8 @@ impl Replicator {
         self.most_syncs = self
             .most_syncs
             .max(self.syncs.len() + self.waiting_for_state.len() + 1);
-        match states {
-            Some(states) => self.connect_dsync(now, sync, waiting, &states),
+        match state {
+            Some(state) => self.connect_dsync(now, sync, waiting, &state),
             None => {
                 self.waiting_for_state.insert(sync, waiting);
             }
@@ -106,14 +96,13 @@ impl Replicator {
         now: Now,
         sync: SyncId,
         waiting: WaitingForState,
-        states: &[u8],
+        state: &[u8],
     ) {
         let WaitingForState {
             username,
             target,
             full,
         } = waiting;
-        let parsed = SyncStates::parse(states);
         let path = self
             .settings
             .socket_path(&self.settings.doveadm_socket_path);
@@ -134,10 +123,10 @@ impl Replicator {
         self.doveadm_connect_failed = None;
         socket.want_sender_pid();
         let is_only_replica = !self.several_replicas.contains(&username);
-        let arguments =
-            self.settings
-                .dsync_arguments(&target, is_only_replica, full, parsed.base());
-        let mut command = Vec::with_capacity(128 + parsed.base().len());
+        let arguments = self
+            .settings
+            .dsync_arguments(&target, is_only_replica, full, state);
+        let mut command = Vec::with_capacity(128 + state.len());
         doveadm_server::append_hello(&mut command);
         if is_preauthenticated {
             append_sync(&mut command, &username, &arguments);
@@ -158,7 +147,6 @@ impl Replicator {
             sync,
             username,
             sync_type,
-            states: states.into(),
             reader: DoveadmReader::new(),
             command,
             pid: None,
@@ -212,7 +200,7 @@ impl Replicator {
                     }
                 }
                 Ok(Some(Event::Finished(reply))) => {
-                    dsync.outcome = Some(dsync.outcome_of(reply));
+                    dsync.outcome = Some(outcome_of(reply, &dsync.last_error));
                     return Some(Turn::Close);
                 }
                 Ok(Some(Event::Ready)) => {
@@ -409,18 +397,13 @@ fn append_sync(out: &mut Vec<u8>, username: &[u8], arguments: &[Vec<u8>]) {
     doveadm_server::append_command(out, username, "sync", arguments);
 }
 
-fn outcome_of(reply: Reply, last_error: &str, is_incremental: bool) -> SyncOutcome {
+fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
     let outcome = match reply.code {
         Code::Ok => return SyncOutcome::Ok { state: reply.state },
-        Code::Changed => {
-            let is_state_stale = is_incremental && reply.state.is_empty();
-            return SyncOutcome::Changed { is_state_stale };
-        }
+        Code::Changed => return SyncOutcome::Changed { state: reply.state },
         // 2.3: "dsync must be run again without the state", also where it had none.
         Code::Other(word) if is_unspecified(&word) && last_error.is_empty() => {
-            return SyncOutcome::Changed {
-                is_state_stale: is_incremental,
-            };
+            return SyncOutcome::Changed { state: reply.state };
         }
         Code::NoUser => SyncOutcome::NoUser,
         Code::NoReplicate => SyncOutcome::NoReplicate,
@@ -468,15 +451,16 @@ fn is_unreachable(error: &str) -> bool {
 mod tests {
     use super::*;
 
-    const CHANGED: SyncOutcome = SyncOutcome::Changed {
-        is_state_stale: false,
-    };
+    fn changed(state: &[u8]) -> SyncOutcome {
+        let state = state.to_vec();
+        SyncOutcome::Changed { state }
+    }
 
     #[test]
     fn the_last_logged_error_tells_a_failure_from_another() {
         let outcome = |code: Code, error: &str| {
             let state = b"S".to_vec();
-            outcome_of(Reply { code, state }, error, true)
+            outcome_of(Reply { code, state }, error)
         };
         let refused = "Saved sync state is invalid, falling back to full sync: x";
         let away = "connect(10.0.0.1:12345) failed: No route to host";
@@ -484,7 +468,7 @@ mod tests {
         assert_eq!(outcome(Code::TempFail, away), SyncOutcome::PeerUnreachable);
         assert_eq!(outcome(Code::TempFail, "other"), SyncOutcome::TempFail);
         assert_eq!(outcome(Code::Usage, away), SyncOutcome::Usage);
-        assert_eq!(outcome(Code::Changed, refused), CHANGED);
+        assert_eq!(outcome(Code::Changed, refused), changed(b"S"));
         let ok = SyncOutcome::Ok {
             state: b"S".to_vec(),
         };
@@ -492,28 +476,26 @@ mod tests {
     }
 
     #[test]
-    fn incremental_sync_that_a_change_ended_without_a_state_had_a_stale_one() {
-        let outcome = |code: Code, state: &[u8], is_incremental: bool| {
+    fn sync_that_a_change_ended_goes_on_from_the_state_that_it_told_or_from_none() {
+        let outcome = |code: Code, state: &[u8]| {
             let state = state.to_vec();
-            outcome_of(Reply { code, state }, "", is_incremental)
+            outcome_of(Reply { code, state }, "")
         };
-        let stale = SyncOutcome::Changed {
-            is_state_stale: true,
-        };
-        let unknown = || Code::Other("UNKNOWN".into());
-        assert_eq!(outcome(Code::Changed, b"", true), stale);
-        assert_eq!(outcome(unknown(), b"", true), stale);
-        assert_eq!(outcome(Code::Other("2".into()), b"", true), stale);
-        assert_eq!(outcome(Code::Changed, b"", false), CHANGED);
-        assert_eq!(outcome(Code::Changed, b"S", true), CHANGED);
-        assert_eq!(outcome(unknown(), b"", false), CHANGED);
+        assert_eq!(outcome(Code::Changed, b"S"), changed(b"S"));
+        for code in [
+            Code::Changed,
+            Code::Other("UNKNOWN".into()),
+            Code::Other("2".into()),
+        ] {
+            assert_eq!(outcome(code, b""), changed(b""));
+        }
     }
 
     #[test]
     fn lock_of_another_dsync_is_known_in_its_words() {
         let outcome = |error: &str| {
             let (code, state) = (Code::TempFail, Vec::new());
-            outcome_of(Reply { code, state }, error, true)
+            outcome_of(Reply { code, state }, error)
         };
         for error in [
             "Couldn't lock /home/u/.dovecot-sync.lock: Timed out after 30 seconds",

@@ -13,7 +13,7 @@ fn notify_of_the_peer_counts_as_a_success_and_leaves_what_is_pending() {
     world.change("u1", Priority::Low);
     world.change("u0", Priority::Low);
     world.command(|engine, now, command| {
-        engine.handle_notify(now, command, b"u0", true);
+        engine.handle_notify(now, command, b"u0", true, b"state2");
     });
     world.settle_but_syncs();
     let details = replica(&world, "u0");
@@ -22,6 +22,8 @@ fn notify_of_the_peer_counts_as_a_success_and_leaves_what_is_pending() {
     assert_eq!(details.priority, Priority::Low);
     world.settle();
     assert_eq!(replica(&world, "u0").priority, Priority::None);
+    let sync = world.started.last().expect("u0's");
+    assert_eq!(sync.state.as_deref(), Some(&b"state2"[..]));
 }
 
 #[test]
@@ -31,14 +33,14 @@ fn two_nodes_whose_syncs_both_end_with_a_change_do_not_wake_each_other() {
     let success = replica(&world, "u0").last_success;
     for _ in 0..CHANGES {
         let sync = world.sync_of("u0").expect("runs");
-        world.finish(sync, CHANGED);
+        world.finish(sync, changed());
         time_to_next_sync(&mut world);
     }
     let sync = world.sync_of("u0").expect("runs");
-    world.finish(sync, CHANGED);
+    world.finish(sync, changed());
     for _ in 0..3 {
         world.command(|engine, now, command| {
-            engine.handle_notify(now, command, b"u0", false);
+            engine.handle_notify(now, command, b"u0", false, b"");
         });
         world.settle_but_syncs();
         assert_eq!(world.sync_of("u0"), None);

@@ -60,7 +60,7 @@ fn concurrent_change_is_no_failure_and_is_synced_again_at_once() {
     let mut pauses = Vec::new();
     for _ in 0..5 {
         let sync = world.sync_of("u0").expect("runs");
-        world.finish(sync, CHANGED);
+        world.finish(sync, changed());
         assert_eq!(replica(&world, "u0").failures, 0);
         assert_eq!(world.engine.counters().queued_sync, 1);
         pauses.push(time_to_next_sync(&mut world));
@@ -164,7 +164,7 @@ fn refused_state_is_forgotten() {
     let sync = world.sync_of("u0").expect("runs");
     world.finish(sync, SyncOutcome::StateRefused);
     world.run_for(Duration::from_secs(1));
-    assert!(world.started[1].full && world.started[1].states.base().is_empty());
+    assert!(world.started[1].full && world.started[1].state.is_none());
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn fast_sync_that_keeps_being_changed_is_followed_by_one_full_sync_within_10_sec
     let mut world = world(1);
     world.change("u0", Priority::High);
     let begin = world.now.mono;
-    end_each(&mut world, &CHANGED, 8);
+    end_each(&mut world, &changed(), 8);
     assert!(world.now.mono.since(begin) < Duration::from_secs(10));
     let full: Vec<bool> = world.started.iter().map(|sync| sync.full).collect();
     assert_eq!(full.iter().filter(|full| **full).count(), 1);
@@ -42,7 +42,7 @@ fn fast_sync_that_keeps_being_changed_is_followed_by_one_full_sync_within_10_sec
 fn what_a_full_sync_does_not_settle_is_stuck_with_its_reason_and_tried_at_the_slow_pace() {
     let mut world = world(1);
     world.change("u0", Priority::High);
-    let pauses = end_each(&mut world, &CHANGED, 16);
+    let pauses = end_each(&mut world, &changed(), 16);
     assert!(pauses.iter().rev().take(3).all(|pause| *pause > 3 * MINUTE));
     let details = replica(&world, "u0");
     assert!(details.stuck && details.reason.contains("keep changing"));
@@ -64,9 +64,9 @@ fn what_a_full_sync_does_not_settle_is_stuck_with_its_reason_and_tried_at_the_sl
 fn new_mail_of_a_user_whose_syncs_all_end_with_a_change_waits_two_secs_at_most() {
     let mut world = world(1);
     world.change("u0", Priority::High);
-    end_each(&mut world, &CHANGED, 16);
+    end_each(&mut world, &changed(), 16);
     let sync = world.sync_of("u0").expect("runs");
-    world.finish(sync, CHANGED);
+    world.finish(sync, changed());
     world.settle_but_syncs();
     world.change("u0", Priority::High);
     let pause = time_to_next_sync(&mut world);
@@ -117,9 +117,7 @@ fn peer_that_is_away_makes_nobody_stuck_and_no_sync_full() {
 fn stale_state_is_forgotten_with_one_line_and_counted() {
     let mut world = world(1);
     world.change("u0", Priority::High);
-    let stale = SyncOutcome::Changed {
-        is_state_stale: true,
-    };
+    let stale = SyncOutcome::Changed { state: Vec::new() };
     end_each(&mut world, &stale, 2);
     assert!(world.started[1].full);
     assert_eq!(said(&world, Level::Info, "The sync state is forgotten"), 1);
@@ -141,7 +139,7 @@ fn loser_of_a_lock_steps_back_counts_no_failure_and_goes_on_when_the_peer_is_don
     world.settle_but_syncs();
     assert_eq!(world.sync_of("u0"), None);
     world.command(|engine, now, command| {
-        engine.handle_notify(now, command, b"u0", false);
+        engine.handle_notify(now, command, b"u0", false, b"");
     });
     world.settle_but_syncs();
     assert!(world.sync_of("u0").is_some());

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::world::World;
+use super::world::{World, state_of};
 use super::*;
 use crate::engine::Priority;
 
@@ -13,6 +13,7 @@ mod failures;
 mod healing;
 mod peers;
 mod schedule;
+mod settle;
 mod users;
 mod waiting;
 
@@ -31,9 +32,10 @@ fn small(max_conns: usize, users: usize) -> World {
     World::with_users(config, users)
 }
 
-const CHANGED: SyncOutcome = SyncOutcome::Changed {
-    is_state_stale: false,
-};
+fn changed() -> SyncOutcome {
+    let state = state_of(0);
+    SyncOutcome::Changed { state }
+}
 
 fn replica(world: &World, username: &str) -> ReplicaDetails {
     let details = world.engine.show(world.now, username.as_bytes());

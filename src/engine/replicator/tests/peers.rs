@@ -48,7 +48,9 @@ fn peer_that_is_down_is_probed_for_all_and_all_go_on_when_it_is_back() {
     world.peers_down.clear();
     world.run_for(Duration::from_secs(31));
     assert_eq!(errors(&world, "reachable again (50 users"), 1);
-    let order: Vec<String> = world.started.iter().map(|s| s.username.clone()).collect();
+    // The one whose sync the peer's going cut off is made to settle later.
+    let fast = world.started.iter().filter(|sync| !sync.full);
+    let order: Vec<String> = fast.map(|sync| sync.username.clone()).collect();
     let expected: Vec<String> = (0..users).map(|n| format!("u{n}")).collect();
     assert_eq!(order, expected);
     world.check_converged(&Default::default());

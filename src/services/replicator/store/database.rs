@@ -69,7 +69,7 @@ impl Worker {
                  last_update INTEGER NOT NULL, last_fast_sync INTEGER NOT NULL,
                  last_full_sync INTEGER NOT NULL, last_success INTEGER NOT NULL,
                  failures INTEGER NOT NULL, force_full INTEGER NOT NULL,
-                 has_state INTEGER NOT NULL, reason TEXT NOT NULL,
+                 has_state INTEGER NOT NULL, reason TEXT NOT NULL, stale INTEGER NOT NULL,
                  PRIMARY KEY(username, target_id)) WITHOUT ROWID;
              CREATE TABLE state(
                  username TEXT NOT NULL, target_id INTEGER NOT NULL, state BLOB NOT NULL,
@@ -123,7 +123,7 @@ impl Worker {
             .collect();
         let mut statement = connection.prepare(
             "SELECT username, target_id, priority, last_update, last_fast_sync, last_full_sync,
-                 last_success, failures, force_full, has_state, reason FROM replica",
+                 last_success, failures, force_full, has_state, reason, stale FROM replica",
         )?;
         let mut rows = statement.query([])?;
         let mut records = Vec::with_capacity(LOAD_BATCH);
@@ -147,6 +147,8 @@ impl Worker {
                 failures: row.get(7)?,
                 force_full: row.get(8)?,
                 has_state: row.get(9)?,
+                stale: Stale::from_number(row.get(11)?)
+                    .ok_or_else(|| OpenError::Unreadable("a mark is out of range".into()))?,
                 reason: String::from_utf8_lossy(reason).into_owned(),
             });
             if records.len() == LOAD_BATCH {
@@ -320,7 +322,7 @@ impl Worker {
         let username = Text(&record.username);
         connection
             .prepare_cached(
-                "INSERT OR REPLACE INTO replica VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO replica VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(rusqlite::params![
                 username,
@@ -334,6 +336,7 @@ impl Worker {
                 record.force_full,
                 record.has_state,
                 record.reason,
+                record.stale as u8,
             ])?;
         match state {
             StateChange::Keep | StateChange::CopyFrom(_) => {}

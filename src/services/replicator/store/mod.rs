@@ -44,7 +44,7 @@ use worker::Worker;
 
 use crate::engine::Priority;
 use crate::engine::replicator::{
-    Boot, MAX_TARGET_BYTES, MAX_USERNAME_BYTES, Record, RecordChange, StateChange, Write,
+    Boot, MAX_TARGET_BYTES, MAX_USERNAME_BYTES, Record, RecordChange, Stale, StateChange, Write,
 };
 use crate::engine::strescape;
 use crate::engine::time::{Mono, UnixSecs};

@@ -83,6 +83,7 @@ fn parse_stock_line(line: &[u8], target: &[u8]) -> Option<(Record, StateChange)>
         reason: String::new(),
         force_full: false,
         has_state: !state.is_empty(),
+        stale: Stale::No,
     };
     let state = if state.is_empty() {
         StateChange::Keep
