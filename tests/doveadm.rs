@@ -295,7 +295,7 @@ fn http_api_has_all_commands(target: &Target) -> Outcome {
         (
             "tcp:b:1\tup\t5\t0\n\n",
             r#"["replicatorPeers",{},"t"]"#,
-            r#"["doveadmResponse",[{"target":"tcp:b:1","state":"up","since":"5","users waiting":"0","reason":"","next probe":""}],"t"]"#,
+            r#"["doveadmResponse",[{"target":"tcp:b:1","state":"up","since":"5","users waiting":"0","reason":"","next probe":"","users":"","same host name":""}],"t"]"#,
             "PEERS\n",
         ),
     ] {

@@ -10,9 +10,8 @@
 use std::time::Duration;
 
 use super::Replicator;
-use super::action::SyncId;
 use super::backoff::doubled;
-use super::log::Level;
+use super::log::{Level, LogEvent};
 use super::notify::WAITERS_PATIENCE;
 use super::queue::{Place, pause_after_change};
 use super::record::StateChange;
@@ -20,6 +19,7 @@ use super::syncs::{Pause, Running, shortened};
 use super::users::RowId;
 use super::waiters::Whom;
 use crate::engine::Priority;
+use crate::engine::healing::Observed;
 use crate::engine::time::{Mono, Now};
 
 /// After this many syncs in a row that a concurrent change ended a full sync is made, some 5 s after the first.
@@ -39,10 +39,30 @@ const LONGEST_STEP_BACK: Duration = Duration::from_secs(30);
 const LOCKS_TOLERATED: u32 = 5;
 
 impl Replicator {
-    /// A dsync has said that it brought a mailbox with two GUIDs together.
-    pub fn handle_guid_healed(&mut self, sync: SyncId) {
-        if self.running.contains_key(&sync) {
-            self.totals.healed_guids += 1;
+    /// A dsync process of this node, ours or the peer's dsync-server, tells what it saw.
+    pub fn handle_observed(&mut self, now: Now, username: &[u8], observed: &Observed) {
+        self.totals.healed_guids += u64::from(observed.guids_healed);
+        if observed.same_hostname.is_empty() {
+            return;
+        }
+        // Of several peers it is not known which one it was.
+        let user = self.users.find(username);
+        let user = user.filter(|user| self.users.replicas(*user) == 1);
+        let row = user.and_then(|user| self.users.row(RowId { user, replica: 0 }));
+        let Some(peer) = row.and_then(|row| row.peer) else {
+            return;
+        };
+        let name = String::from_utf8_lossy(&observed.same_hostname).into_owned();
+        if self.peers.has_same_hostname(peer, &name, now.mono) {
+            self.log.push(LogEvent {
+                level: Level::Error,
+                username: None,
+                target: Some(self.peers.target(peer).to_vec()),
+                text: format!(
+                    "Peer has this node's own host name, {name}, so that their dsyncs cannot keep each other out: \
+                     give each node its own, or set DOVECOT_HOSTNAME in Dovecot's environment"
+                ),
+            });
         }
     }
 

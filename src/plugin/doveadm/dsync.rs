@@ -24,7 +24,7 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use super::{mailboxes, watchdog};
+use super::{mailboxes, observer, watchdog};
 use crate::cli::client;
 use crate::host::bindings as ffi;
 use crate::host::doveadm::base_dir;
@@ -278,7 +278,10 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
         unsafe { (*context).exit_code = code };
         return -1;
     }
-    guard("run", (), || version::before_run(context));
+    guard("run", (), || {
+        version::before_run(context);
+        watch_handshake(context);
+    });
     let result = match stock_of(context).and_then(|stock| stock.run) {
         // SAFETY: stock's own function with what it was to be called with.
         Some(stock) => unsafe { stock(context, user) },
@@ -290,7 +293,9 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
     };
     // Not guarded: it must be done after a panic too, and has none.
     version::after_run(context);
+    observer::unwatch();
     watchdog::disarm();
+    guard("run", (), || tell_observed(user));
     if result >= 0 {
         guard("run", (), || notify_ourselves(context, user));
     }
@@ -323,6 +328,68 @@ fn notify_ourselves(context: *mut Context, user: *mut ffi::mail_user) {
     let username = unsafe { CStr::from_ptr(username) };
     // The replicator may be gone by now: then it knows nothing of any sync, and nothing is lost.
     let _ = replicator.write_all(&client::notify_request(username.to_bytes()));
+}
+
+/// The peer's handshake comes on the client's connection.
+fn watch_handshake(context: *mut Context) {
+    let wanted = with(context, |w| w.kind == Kind::Server && w.notify);
+    if wanted != Some(true) || !is_served(context) {
+        return;
+    }
+    // SAFETY: `is_served` has found the pointer set.
+    let cctx = unsafe { (*context).cctx };
+    // SAFETY: as above.
+    let input = unsafe { (*cctx).input };
+    // SAFETY: the client's stream lives as long as the command, and `run` ends the watch.
+    unsafe { observer::watch(input) };
+}
+
+/// Tells the replicator what this process saw, if it saw anything. The mail user may not open its socket where only root may.
+fn tell_observed(user: *mut ffi::mail_user) {
+    let observed = observer::take();
+    if observed.is_empty() {
+        return;
+    }
+    let connected = {
+        let _root = Root::for_a_moment();
+        connect_to_replicator()
+    };
+    if let Some(mut replicator) = connected {
+        // SAFETY: the user lives until the command's run has returned to doveadm.
+        let username = unsafe { ffi::replication_doveadm_username(user) };
+        // SAFETY: a mail user's name is a NUL-terminated string.
+        let username = unsafe { CStr::from_ptr(username) };
+        // The replicator may be gone by now: it will be told at the next sync, or there is nothing left to be told.
+        let _ = replicator.write_all(&client::observed_request(username.to_bytes(), &observed));
+    }
+}
+
+/// The process is root until this is dropped.
+struct Root {
+    lower_to: Option<u32>,
+}
+
+impl Root {
+    fn for_a_moment() -> Self {
+        // SAFETY: no precondition.
+        let uid = unsafe { libc::geteuid() };
+        // SAFETY: fails where the process may not; then the socket is tried as the mail user.
+        let raised = !is_root() && unsafe { libc::seteuid(0) } == 0;
+        Self {
+            lower_to: raised.then_some(uid),
+        }
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        if let Some(uid) = self.lower_to {
+            // SAFETY: a process that is root may become any user; to go on as root would be worse than to die.
+            if unsafe { libc::seteuid(uid) } != 0 {
+                std::process::abort();
+            }
+        }
+    }
 }
 
 unsafe extern "C" fn deinit(context: *mut Context) {

@@ -12,7 +12,6 @@ use mio::Token;
 
 use super::socket::{Input, Socket};
 use super::{Peer, Replicator, Turn, process};
-use crate::engine::healing;
 use crate::engine::protocol::doveadm_server::{self, Code, DoveadmReader, Event, Reply};
 use crate::engine::protocol::replicator_doveadm;
 use crate::engine::protocol::replicator_notify::printable;
@@ -206,11 +205,6 @@ impl Replicator {
                 Ok(Some(Event::StateReceived)) => {}
                 Ok(Some(Event::Error(text))) => dsync.last_error = text,
                 Ok(Some(Event::Warning(text))) => dsync.last_warning = text,
-                Ok(Some(Event::Info(text))) => {
-                    if healing::says_guid_taken(&text) {
-                        self.engine.handle_guid_healed(dsync.sync);
-                    }
-                }
                 Ok(Some(Event::Finished(reply))) => {
                     dsync.outcome = Some(dsync.outcome_of(reply));
                     return Some(Turn::Close);

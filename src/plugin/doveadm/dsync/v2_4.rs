@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_int};
 use std::os::unix::net::UnixStream;
 
-use super::{Context, Kind, connect_to_replicator, ffi, is_root, is_served, with};
+use super::{Context, Kind, Root, connect_to_replicator, ffi, is_root, is_served, with};
 use crate::host::doveadm::Command;
 
 /// The replicator's own `sync` is without `-U`.
@@ -88,32 +88,4 @@ pub fn connect_after_run(context: *mut Context) -> Option<UnixStream> {
     }
     let _root = Root::for_a_moment();
     connect_to_replicator()
-}
-
-/// The process is root until this is dropped.
-struct Root {
-    lower_to: Option<u32>,
-}
-
-impl Root {
-    fn for_a_moment() -> Self {
-        // SAFETY: no precondition.
-        let uid = unsafe { libc::geteuid() };
-        // SAFETY: fails where the process may not; then the socket is tried as the mail user.
-        let raised = !is_root() && unsafe { libc::seteuid(0) } == 0;
-        Self {
-            lower_to: raised.then_some(uid),
-        }
-    }
-}
-
-impl Drop for Root {
-    fn drop(&mut self) {
-        if let Some(uid) = self.lower_to {
-            // SAFETY: a process that is root may become any user; to go on as root would be worse than to die.
-            if unsafe { libc::seteuid(uid) } != 0 {
-                std::process::abort();
-            }
-        }
-    }
 }
