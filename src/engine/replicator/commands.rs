@@ -6,7 +6,6 @@ use super::Replicator;
 use super::action::{Action, CommandDone, CommandId};
 use super::config::MAX_COMMANDS;
 use super::mask::{has_wildcard, wildcard_match};
-use super::notify::WAITERS_PATIENCE;
 use super::queue::Place;
 use super::users::{RowId, UserId};
 use crate::engine::Priority;
@@ -204,9 +203,7 @@ impl Replicator {
 
     fn synced_by_peer(&mut self, now: Now, id: RowId, full: bool) {
         let place = self.queue.place(id);
-        let work = self.queue.work(id);
-        let changes = work.map_or(0, |work| work.changes);
-        let is_locked = work.is_some_and(|work| work.locks > 0);
+        let changes = self.queue.work(id).map_or(0, |work| work.changes);
         let Some(row) = self.users.row_mut(id) else {
             return;
         };
@@ -223,9 +220,8 @@ impl Replicator {
             }
             self.touch(id);
         }
-        // The user can be synced after all, or the dsync has ended that held the lock.
-        if matches!(place, Place::Retry(at) if is_locked || at > now.mono + WAITERS_PATIENCE) {
-            self.make_ready(id);
+        if let Place::Retry(at) = place {
+            self.wake(now, id, at);
         }
         self.recount(id.user);
     }

@@ -2,7 +2,8 @@
 //! deleted but a state, which a full sync makes anew.
 //!
 //! - A state that is refused is forgotten; a full sync follows.
-//! - Fast syncs that a concurrent change ends again and again, or of which dsync dies: a full sync.
+//! - Fast syncs that a concurrent change ends again and again: a full sync. Not where one failed in between: a full sync after one
+//!   that was cut off may take a mail that was only half over for one that was expunged.
 //! - A lock that another dsync of the user holds: we step back until it has ended, at a time of our own.
 //!
 //! What is left is stuck: tried at the slowest pace, shown with its reason.
@@ -28,8 +29,6 @@ const CHANGES_BEFORE_FULL: u32 = 8;
 const CHANGES_TOLERATED: u32 = 10;
 /// After this many the user is stuck.
 const CHANGES_BEFORE_STUCK: u32 = 12;
-/// After this many failures in a row a full sync is tried, if dsync died.
-const FAILURES_BEFORE_FULL: u32 = 5;
 /// Each sync that a concurrent change ends brings something over: what is new need not wait longer than this.
 const CHANGED_AGAIN: Duration = Duration::from_secs(2);
 /// The first and the longest pause after another dsync's lock; the end of that dsync ends the pause.
@@ -78,7 +77,7 @@ impl Replicator {
         work.changes = work.changes.saturating_add(1);
         work.blames_peer = false;
         let changes = work.changes;
-        if changes >= CHANGES_BEFORE_FULL {
+        if changes == CHANGES_BEFORE_FULL && work.failures == 0 {
             let text = format!("{changes} syncs in a row did not settle it: {text}");
             self.force_full_sync(running, &text);
         }
@@ -155,20 +154,10 @@ impl Replicator {
         self.journal.set_state(id, StateChange::Forget);
     }
 
-    /// A dsync that dies in the same way again and again dies of what it was told. Called before the failure is counted.
-    pub(super) fn try_full_sync_after_panics(&mut self, running: &Running, reason: &str) {
-        let failures = self.queue.work(running.row).map_or(0, |work| work.failures) + 1;
-        if failures >= FAILURES_BEFORE_FULL && reason.contains("Panic: ") {
-            let text = format!("{failures} syncs in a row failed: {reason}");
-            self.force_full_sync(running, &text);
-        }
-    }
-
     pub(super) fn is_full_tried(&self, id: RowId) -> bool {
         self.queue.work(id).is_some_and(|work| work.full_tried)
     }
 
-    /// Once for each time that the row begins to fail.
     fn force_full_sync(&mut self, running: &Running, reason: &str) {
         let id = running.row;
         let work = self.queue.work_mut(id);
@@ -182,6 +171,25 @@ impl Replicator {
         self.touch(id);
         let text = format!("A full sync is made, {}", shortened(reason));
         self.say_of_row(Level::Info, id, text);
+    }
+
+    /// The peer has synced a user who waits for `at`: the user can be synced after all, or the dsync has ended that held the
+    /// lock. Once in a pause, which does not grow if that was an error.
+    pub(super) fn wake(&mut self, now: Now, id: RowId, at: Mono) {
+        let work = self.queue.work_mut(id);
+        if work.locks > 0 {
+            self.make_ready(id);
+        } else if work.woken_before.is_none() && at > now.mono + WAITERS_PATIENCE {
+            work.woken_before = Some(at);
+            self.make_ready(id);
+        }
+    }
+
+    /// How long the pause still is in which the row was woken, if it was.
+    pub(super) fn rest_of_pause(&mut self, now: Mono, id: RowId) -> Option<Duration> {
+        let work = self.queue.work_mut(id);
+        work.woken_before = work.woken_before.filter(|at| *at > now);
+        work.woken_before.map(|at| at.since(now))
     }
 
     /// Something new came for a row that waits for `at`.

@@ -185,7 +185,7 @@ fn keep_root_within_reach(context: *mut Context) {
         return;
     }
     let wanted = with(context, |w| {
-        w.began_as_root = w.notify && is_root();
+        w.began_as_root = (w.notify || w.kind == Kind::Server) && is_root();
         w.began_as_root
     });
     if wanted == Some(true) {
@@ -319,7 +319,7 @@ fn refusal(context: *mut Context) -> Option<c_int> {
 /// Neither flag nor state: only stock's code knows them.
 fn notify_ourselves(context: *mut Context, user: *mut ffi::mail_user) {
     let connected = with(context, |w| w.replicator.take()).flatten();
-    let Some(mut replicator) = connected.or_else(|| version::connect_after_run(context)) else {
+    let Some(mut replicator) = connected.or_else(|| connect_after_run(context)) else {
         return;
     };
     // SAFETY: the user lives until the command's run has returned to doveadm.
@@ -332,8 +332,8 @@ fn notify_ourselves(context: *mut Context, user: *mut ffi::mail_user) {
 
 /// The peer's handshake comes on the client's connection.
 fn watch_handshake(context: *mut Context) {
-    let wanted = with(context, |w| w.kind == Kind::Server && w.notify);
-    if wanted != Some(true) || !is_served(context) {
+    let is_server = with(context, |w| w.kind == Kind::Server);
+    if is_server != Some(true) || !is_served(context) {
         return;
     }
     // SAFETY: `is_served` has found the pointer set.
@@ -344,17 +344,13 @@ fn watch_handshake(context: *mut Context) {
     unsafe { observer::watch(input) };
 }
 
-/// Tells the replicator what this process saw, if it saw anything. The mail user may not open its socket where only root may.
+/// Tells the replicator what this process saw, if it saw anything.
 fn tell_observed(user: *mut ffi::mail_user) {
     let observed = observer::take();
     if observed.is_empty() {
         return;
     }
-    let connected = {
-        let _root = Root::for_a_moment();
-        connect_to_replicator()
-    };
-    if let Some(mut replicator) = connected {
+    if let Some(mut replicator) = connect_as_root() {
         // SAFETY: the user lives until the command's run has returned to doveadm.
         let username = unsafe { ffi::replication_doveadm_username(user) };
         // SAFETY: a mail user's name is a NUL-terminated string.
@@ -362,6 +358,25 @@ fn tell_observed(user: *mut ffi::mail_user) {
         // The replicator may be gone by now: it will be told at the next sync, or there is nothing left to be told.
         let _ = replicator.write_all(&client::observed_request(username.to_bytes(), &observed));
     }
+}
+
+/// A connection to the replicator to tell it of a sync that the peer ran, if nobody else does: also of one without `-U`, which a
+/// replicator on 2.4 leaves out.
+fn connect_after_run(context: *mut Context) -> Option<UnixStream> {
+    let wanted = with(context, |w| {
+        w.kind == Kind::Server && !version::stock_notifies(w.notify)
+    });
+    if wanted != Some(true) || !is_served(context) {
+        return None;
+    }
+    connect_as_root()
+}
+
+/// The mail user may not open the replicator's socket where only root may, so the process is root for the time of the connect, if it
+/// was when it began.
+fn connect_as_root() -> Option<UnixStream> {
+    let _root = Root::for_a_moment();
+    connect_to_replicator()
 }
 
 /// The process is root until this is dropped.

@@ -1,9 +1,8 @@
 //! What is 2.4's own: options are parameters, those of 2.3 that replication needs are added by us, and so is the NOTIFY.
 
 use std::ffi::{c_char, c_int};
-use std::os::unix::net::UnixStream;
 
-use super::{Context, Kind, Root, connect_to_replicator, ffi, is_root, is_served, with};
+use super::{Context, Kind, ffi, with};
 use crate::host::doveadm::Command;
 
 /// The replicator's own `sync` is without `-U`.
@@ -79,13 +78,7 @@ pub const fn before_run(_: *mut Context) {}
 /// As `before_run`.
 pub const fn after_run(_: *mut Context) {}
 
-/// A connection to the replicator to tell it of the sync that the peer ran. The mail user may not open its socket where
-/// only root may, so the process is root for the time of the connect, if it was when it began.
-pub fn connect_after_run(context: *mut Context) -> Option<UnixStream> {
-    let wanted = with(context, |w| w.kind == Kind::Server && w.notify);
-    if wanted != Some(true) || !is_served(context) {
-        return None;
-    }
-    let _root = Root::for_a_moment();
-    connect_to_replicator()
+/// 2.4's dsync-server sends no NOTIFY.
+pub const fn stock_notifies(_: bool) -> bool {
+    false
 }
