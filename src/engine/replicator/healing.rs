@@ -44,11 +44,12 @@ impl Replicator {
         if observed.same_hostname.is_empty() {
             return;
         }
-        // Of several peers it is not known which one it was.
+        // Of several it is not known which one it was; a user whom only the peer has synced was not looked up yet.
         let user = self.users.find(username);
         let user = user.filter(|user| self.users.replicas(*user) == 1);
         let row = user.and_then(|user| self.users.row(RowId { user, replica: 0 }));
-        let Some(peer) = row.and_then(|row| row.peer) else {
+        let peer = row.and_then(|row| row.peer);
+        let Some(peer) = peer.or_else(|| self.peers.only()) else {
             return;
         };
         let name = String::from_utf8_lossy(&observed.same_hostname).into_owned();

@@ -172,6 +172,13 @@ impl Peers {
         slots.filter_map(|(slot, peer)| Some((PeerId::from_slot(slot)?, peer.as_ref()?)))
     }
 
+    /// The peer that all users have, if there is no other.
+    pub(super) fn only(&self) -> Option<PeerId> {
+        let mut peers = self.iter().filter(|(_, peer)| peer.users > 0);
+        let (only, _) = peers.next()?;
+        peers.next().is_none().then_some(only)
+    }
+
     pub(super) fn is_down(&self, id: PeerId) -> bool {
         self.get(id)
             .is_some_and(|peer| matches!(peer.health, Health::Down { .. }))

@@ -449,8 +449,9 @@ fn is_refused_state(error: &str) -> bool {
 
 /// The lock of the user, or of a mailbox, by which dsyncs keep each other out (`dsync-brain.c`, `dsync-mailbox.c`).
 fn is_locked(error: &str) -> bool {
-    error.contains("Couldn't lock ") && error.contains(".dovecot-sync.lock")
-        || error.contains("Failed to lock mailbox ") && error.contains(" for dsyncing")
+    let is_user = error.contains("Couldn't lock ") && error.contains(".dovecot-sync.lock");
+    let is_mailbox = error.contains("Failed to lock mailbox ") && error.contains(" for dsyncing");
+    (is_user || is_mailbox) && error.contains("Timed out")
 }
 
 /// dsync never reached its peer.
@@ -515,7 +516,7 @@ mod tests {
         ] {
             assert_eq!(outcome(error), SyncOutcome::Locked);
         }
-        let error = "Couldn't lock /home/u/other";
+        let error = "Couldn't lock /home/u/.dovecot-sync.lock: open() failed: Permission denied";
         assert_eq!(outcome(error), SyncOutcome::TempFail);
     }
 }
