@@ -280,6 +280,8 @@ fn different_hostnames(target: &Target) -> Outcome {
     finish(pair)
 }
 
+type Scenario = fn(&Target) -> Outcome;
+
 fn main() -> ExitCode {
     let staged = Target::all_staged();
     let find = |(version, implementation)| {
@@ -294,7 +296,7 @@ fn main() -> ExitCode {
             let name = format!("first_login_on_both_nodes_{}", format.name());
             trials.push(trial(target, &name, move || first_login(&of, &of, format)));
         }
-        let scenarios: [(&str, fn(&Target) -> Outcome); 4] = [
+        let scenarios: [(&str, Scenario); 4] = [
             ("peer_restored_from_backup", restored_from_backup),
             ("lock_of_another_dsync_is_no_failure", lock_is_held),
             ("same_host_name_is_said_once", |of| same_hostname(of, of)),

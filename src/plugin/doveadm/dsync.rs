@@ -3,8 +3,8 @@
 //!
 //! - `dsync-server -U` tells the replicator of a sync that the peer ran (NOTIFY) after it has become the mail user, who
 //!   may not open a `replicator-doveadm` of mode 0600. Stock code sends the NOTIFY right after it has closed the
-//!   connection, and is root meanwhile: so flags and state stay stock's. 2.4 sends none: here it is sent after the sync, with
-//!   neither, as only dsync's own code knows them.
+//!   connection, and is root meanwhile: so flags and state stay stock's. 2.4 sends none, and no 2.3 does without `-U`, which
+//!   a peer on 2.4 leaves out: here it is sent after the sync, with neither, as only dsync's own code knows them.
 //! - `dsync-server -U` of a user marked `noreplicate` answers NOUSER: NOREPLICATE makes the peer's dsync panic.
 //! - `sync -U` of such a user ends before it calls the peer, and survives a peer that answers NOREPLICATE.
 //! - A doveadm-server process is root again after each, so that it can serve the next user (`service_count = 0`).
