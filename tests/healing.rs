@@ -138,6 +138,11 @@ fn first_login(a: &Target, b: &Target, format: Format) -> Outcome {
     check(taken < FIRST_LOGIN, || format!("equal after {taken:?}"))?;
     check_mails(&pair.a)?;
     check_mails(&pair.b)?;
+    for node in nodes {
+        // Dovecot's own on 2.4, where dsync renumbers a mail that it has just indexed; the index is mended at once.
+        node.tolerate_log("Extension record update for invalid uid");
+        node.tolerate_log("fscking index file");
+    }
     finish(pair)
 }
 
