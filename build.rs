@@ -125,7 +125,7 @@ fn bind(header: &Path, host: &str, dovecot: &Dovecot) {
 }
 
 /// What each host's Rust names beyond its shim's own header.
-const ALLOWED: [(&str, &str); 36] = [
+const ALLOWED: [(&str, &str); 38] = [
     ("plugin", "notify_vfuncs"),
     ("plugin", "notify_register"),
     ("plugin", "notify_unregister"),
@@ -162,6 +162,8 @@ const ALLOWED: [(&str, &str); 36] = [
     ("doveadm", "mail_storage_find_class"),
     ("doveadm", "mail_storage"),
     ("doveadm", "mailbox"),
+    ("doveadm", "istream_private"),
+    ("doveadm", "my_hostdomain"),
     ("plugin", "mail_transaction_commit_changes"),
     ("plugin", "DOVECOT_ABI_VERSION"),
     ("plugin", "mail"),

@@ -86,6 +86,25 @@ bool replication_doveadm_register(const char *name, doveadm_command_ver2_t *run)
 	i_unreached();
 }
 
+struct istream_private *replication_doveadm_private(struct istream *stream)
+{
+	return stream->real_stream;
+}
+
+replication_stream_read_t *
+replication_doveadm_replace_read(struct istream_private *stream, replication_stream_read_t *read)
+{
+	replication_stream_read_t *orig = stream->read;
+
+	stream->read = read;
+	return orig;
+}
+
+const unsigned char *replication_doveadm_buffered(struct istream_private *stream, size_t *size_r)
+{
+	return i_stream_get_data(&stream->istream, size_r);
+}
+
 bool replication_doveadm_is_dsync(struct mailbox *box)
 {
 	return box->storage->user->dsyncing;

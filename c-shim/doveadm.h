@@ -5,7 +5,8 @@
 
 #include "lib.h"
 #include "array.h"
-#include "istream.h"
+#include "istream-private.h"
+#include "hostpid.h"
 #include "ostream.h"
 #include "log.h"
 #include "mail-user.h"
@@ -42,6 +43,15 @@ replication_doveadm_replace_close(struct ostream *stream, replication_stream_clo
 /* The same, from within a close function. */
 void replication_doveadm_restore_close(struct iostream_private *stream, replication_stream_close_t *close);
 #endif
+
+typedef ssize_t replication_stream_read_t(struct istream_private *stream);
+
+struct istream_private *replication_doveadm_private(struct istream *stream);
+/* Makes the stream read by another function; gives the one it had. */
+replication_stream_read_t *
+replication_doveadm_replace_read(struct istream_private *stream, replication_stream_read_t *read);
+/* What was read and not yet taken. */
+const unsigned char *replication_doveadm_buffered(struct istream_private *stream, size_t *size_r);
 
 /* Whether it is dsync that works on the mailbox. */
 bool replication_doveadm_is_dsync(struct mailbox *box);

@@ -11,6 +11,7 @@
 use std::fmt;
 use std::io::{self, BufRead, Write};
 
+use crate::engine::healing::Observed;
 use crate::engine::strescape::{append_tabescaped, split_tabescaped, tabunescape};
 
 /// The longest line of an answer, in bytes without its LF.
@@ -117,6 +118,19 @@ pub fn request(fields: &[&[u8]]) -> Vec<u8> {
 #[must_use]
 pub fn notify_request(username: &[u8]) -> Vec<u8> {
     [HELLO, &request(&[b"NOTIFY", username, b"", b""])].concat()
+}
+
+/// What a dsync process of this node tells of what it saw, for a connection that is closed without waiting for an answer.
+#[must_use]
+pub fn observed_request(username: &[u8], observed: &Observed) -> Vec<u8> {
+    let guids = observed.guids_healed.to_string();
+    let fields: [&[u8]; 4] = [
+        b"OBSERVED",
+        username,
+        guids.as_bytes(),
+        &observed.same_hostname,
+    ];
+    [HELLO, &request(&fields)].concat()
 }
 
 /// A replicator that has greeted.
@@ -356,6 +370,14 @@ mod tests {
         assert_eq!(
             notify_request(b"u\n"),
             b"VERSION\treplicator-doveadm-client\t1\t0\nNOTIFY\tu\x01n\t\t\n"
+        );
+        let observed = Observed {
+            guids_healed: 2,
+            same_hostname: b"h".to_vec(),
+        };
+        assert_eq!(
+            observed_request(b"u", &observed),
+            b"VERSION\treplicator-doveadm-client\t1\t0\nOBSERVED\tu\t2\th\n"
         );
     }
 }

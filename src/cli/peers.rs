@@ -11,6 +11,8 @@ pub const COLUMNS: &[Column] = &[
     Column::of(c"users waiting", Kind::Number),
     Column::of(c"reason", Kind::Text),
     Column::of(c"next probe", Kind::Secs),
+    Column::of(c"users", Kind::Number),
+    Column::of(c"same host name", Kind::Text),
 ];
 
 /// The line that asks for the peers.

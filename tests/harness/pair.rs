@@ -1,7 +1,7 @@
 //! Two nodes that replicate to each other, with DESIGN.md's configuration and the daemons of the target.
 
 use super::compare::differences;
-use super::configuration::Replication;
+use super::configuration::{Format, Replication};
 use super::ports::Port;
 use super::{Node, Outcome, PATIENCE, Target, User, wait_for};
 use std::time::Duration;
@@ -15,6 +15,8 @@ pub struct Builder {
     extra: [String; 2],
     sync_timeout: Option<&'static str>,
     replica: Replica,
+    hostnames: [&'static str; 2],
+    format: Format,
 }
 
 /// Where `mail_replica` comes from and leads.
@@ -71,6 +73,20 @@ impl Builder {
         self
     }
 
+    /// The host names that the nodes' Dovecots see.
+    #[must_use]
+    pub fn hostnames(mut self, hostnames: [&'static str; 2]) -> Self {
+        self.hostnames = hostnames;
+        self
+    }
+
+    /// How mail is stored on both nodes; Maildir if nothing is said.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = format;
+        self
+    }
+
     /// `mail_replica` is in each user's userdb entry and nowhere else.
     #[must_use]
     pub fn replica_by_userdb(mut self) -> Self {
@@ -114,7 +130,8 @@ impl Builder {
             }
             builder
                 .services()
-                .hostname(["node-a", "node-b"][own])
+                .hostname(self.hostnames[own])
+                .format(self.format)
                 .users(users)
                 .config(&replication.render(target.series()))
                 .config(&self.extra[own])
@@ -142,6 +159,8 @@ impl Pair {
             extra: Default::default(),
             sync_timeout: None,
             replica: Replica::Port,
+            hostnames: ["node-a", "node-b"],
+            format: Format::default(),
         }
     }
 

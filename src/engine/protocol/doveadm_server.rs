@@ -74,8 +74,6 @@ pub enum Event {
     Error(String),
     /// The same of a warning.
     Warning(String),
-    /// The same of what is no more than a message.
-    Info(String),
     /// The result.
     Finished(Reply),
 }
@@ -203,7 +201,6 @@ impl DoveadmReader {
             match line {
                 [4..=6, text @ ..] => return Ok(Some(Event::Error(log_text(text)))),
                 [3, text @ ..] => return Ok(Some(Event::Warning(log_text(text)))),
-                [2, text @ ..] => return Ok(Some(Event::Info(log_text(text)))),
                 _ => {}
             }
         }
@@ -295,7 +292,7 @@ fn log_text(line: &[u8]) -> String {
         Some((prefix, rest)) if is_process_prefix(prefix) => rest,
         _ => &text,
     };
-    let level = ["Error: ", "Warning: ", "Info: "].into_iter();
+    let level = ["Error: ", "Warning: "].into_iter();
     let text = level
         .filter_map(|level| text.strip_prefix(level))
         .next()

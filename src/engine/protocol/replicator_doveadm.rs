@@ -26,13 +26,18 @@
 //!                                 or -User not found
 //! C: PEERS                        S: per peer
 //!                                    <target>\t<up|down|unknown>\t<since>\t<users waiting>\t<reason>
-//!                                    \t<next probe secs, or empty>\t<users>, blank line
+//!                                    \t<next probe secs, or empty>\t<users>
+//!                                    \t<host name that it shares with this node, or empty>, blank line
+//! C: OBSERVED\t<username>\t<mailboxes with two GUIDs brought together>
+//!        \t<host name of the peer if it is this node's, or empty>
+//!                                 S: +
 //! C: METRICS                      S: <name>\t<number> per counter, blank line
 //! ```
 
 use super::line::{Line, LineReader};
-use super::replicator_notify::printable;
+use super::replicator_notify::{parse_number, printable};
 use crate::engine::Priority;
+use crate::engine::healing::Observed;
 use crate::engine::replicator::{Counters, MAX_USERNAME_BYTES, SyncType, UserStatus};
 use crate::engine::strescape;
 
@@ -105,6 +110,13 @@ pub enum Request {
     Show {
         /// The name.
         username: Vec<u8>,
+    },
+    /// A dsync process of this node tells what it saw.
+    Observed {
+        /// Whose mail it worked on.
+        username: Vec<u8>,
+        /// What it saw.
+        observed: Observed,
     },
     /// The peers.
     Peers,
@@ -233,6 +245,16 @@ fn parse_line(line: &[u8]) -> Result<Request, RequestError> {
             username: username.clone(),
         },
         (b"SHOW", _) => return Err(RequestError::InvalidParameters("SHOW")),
+        (b"OBSERVED", [username, guids, hostname]) if valid(username) => Request::Observed {
+            username: username.clone(),
+            observed: Observed {
+                guids_healed: parse_number(guids)
+                    .and_then(|number| u32::try_from(number).ok())
+                    .ok_or(RequestError::InvalidParameters("OBSERVED"))?,
+                same_hostname: hostname.clone(),
+            },
+        },
+        (b"OBSERVED", _) => return Err(RequestError::InvalidParameters("OBSERVED")),
         (b"PEERS", _) => Request::Peers,
         (b"METRICS", _) => Request::Metrics,
         (other, _) => return Err(RequestError::UnknownCommand(printable(other))),
@@ -371,6 +393,16 @@ mod tests {
                     priority: None,
                     full: false,
                     mask: b"u".to_vec(),
+                },
+            ),
+            (
+                b"OBSERVED\tu\t2\th\n",
+                Request::Observed {
+                    username: b"u".to_vec(),
+                    observed: Observed {
+                        guids_healed: 2,
+                        same_hostname: b"h".to_vec(),
+                    },
                 },
             ),
             (

@@ -6,7 +6,6 @@ use super::Replicator;
 use super::action::{Action, CommandDone, CommandId};
 use super::config::MAX_COMMANDS;
 use super::mask::{has_wildcard, wildcard_match};
-use super::notify::WAITERS_PATIENCE;
 use super::queue::Place;
 use super::users::{RowId, UserId};
 use crate::engine::Priority;
@@ -218,9 +217,7 @@ impl Replicator {
         self.take_peers_state(id, full, state);
         let place = self.queue.place(id);
         let is_running = matches!(place, Place::Running(_));
-        let work = self.queue.work(id);
-        let changes = work.map_or(0, |work| work.changes);
-        let is_locked = work.is_some_and(|work| work.locks > 0);
+        let changes = self.queue.work(id).map_or(0, |work| work.changes);
         let Some(row) = self.users.row_mut(id) else {
             return;
         };
@@ -237,13 +234,8 @@ impl Replicator {
             }
             self.touch(id);
         }
-        // The user can be synced after all, or the dsync has ended that held the lock. If it cannot, that is no failure more: the
-        // peer may tell often.
-        let is_long =
-            matches!(place, Place::Retry(at) if is_locked || at > now.mono + WAITERS_PATIENCE);
-        if is_long && (is_locked || self.queue.failures(id) > 0) {
-            self.queue.work_mut(id).woken = true;
-            self.make_ready(id);
+        if let Place::Retry(at) = place {
+            self.wake(now, id, at);
         }
         self.recount(id.user);
     }

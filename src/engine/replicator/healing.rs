@@ -2,7 +2,8 @@
 //! deleted but a state, which a full sync makes anew.
 //!
 //! - A state that is refused is forgotten; a full sync follows.
-//! - Fast syncs that a concurrent change ends again and again, or of which dsync dies: a full sync.
+//! - Fast syncs that a concurrent change ends again and again: a full sync. Not where one failed in between: a full sync after one
+//!   that was cut off may take a mail that was only half over for one that was expunged.
 //! - A lock that another dsync of the user holds: we step back until it has ended, at a time of our own.
 //!
 //! What is left is stuck: tried at the slowest pace, shown with its reason.
@@ -10,9 +11,8 @@
 use std::time::Duration;
 
 use super::Replicator;
-use super::action::SyncId;
 use super::backoff::doubled;
-use super::log::Level;
+use super::log::{Level, LogEvent};
 use super::notify::WAITERS_PATIENCE;
 use super::queue::{Place, millis, pause_after_change};
 use super::record::StateChange;
@@ -20,6 +20,7 @@ use super::syncs::{Pause, Running, shortened};
 use super::users::RowId;
 use super::waiters::Whom;
 use crate::engine::Priority;
+use crate::engine::healing::Observed;
 use crate::engine::time::{Mono, Now};
 
 /// After this many syncs in a row that a concurrent change ended a full sync is made, some 5 s after the first.
@@ -28,8 +29,6 @@ const CHANGES_BEFORE_FULL: u32 = 8;
 const CHANGES_TOLERATED: u32 = 10;
 /// After this many the user is stuck.
 const CHANGES_BEFORE_STUCK: u32 = 12;
-/// After this many failures in a row a full sync is tried, if dsync died.
-const FAILURES_BEFORE_FULL: u32 = 5;
 /// Each sync that a concurrent change ends brings something over: what is new need not wait longer than this.
 const CHANGED_AGAIN: Duration = Duration::from_secs(2);
 /// The first and the longest pause after another dsync's lock; the end of that dsync ends the pause.
@@ -39,10 +38,31 @@ const LONGEST_STEP_BACK: Duration = Duration::from_secs(30);
 const LOCKS_TOLERATED: u32 = 5;
 
 impl Replicator {
-    /// A dsync has said that it brought a mailbox with two GUIDs together.
-    pub fn handle_guid_healed(&mut self, sync: SyncId) {
-        if self.running.contains_key(&sync) {
-            self.totals.healed_guids += 1;
+    /// A dsync process of this node, ours or the peer's dsync-server, tells what it saw.
+    pub fn handle_observed(&mut self, now: Now, username: &[u8], observed: &Observed) {
+        self.totals.healed_guids += u64::from(observed.guids_healed);
+        if observed.same_hostname.is_empty() {
+            return;
+        }
+        // Of several it is not known which one it was; a user whom only the peer has synced was not looked up yet.
+        let user = self.users.find(username);
+        let user = user.filter(|user| self.users.replicas(*user) == 1);
+        let row = user.and_then(|user| self.users.row(RowId { user, replica: 0 }));
+        let peer = row.and_then(|row| row.peer);
+        let Some(peer) = peer.or_else(|| self.peers.only()) else {
+            return;
+        };
+        let name = String::from_utf8_lossy(&observed.same_hostname).into_owned();
+        if self.peers.has_same_hostname(peer, &name, now.mono) {
+            self.log.push(LogEvent {
+                level: Level::Error,
+                username: None,
+                target: Some(self.peers.target(peer).to_vec()),
+                text: format!(
+                    "Peer has this node's own host name, {name}, so that their dsyncs cannot keep each other out: \
+                     give each node its own, or set DOVECOT_HOSTNAME in Dovecot's environment"
+                ),
+            });
         }
     }
 
@@ -58,7 +78,7 @@ impl Replicator {
         work.changes = work.changes.saturating_add(1);
         work.blames_peer = false;
         let changes = work.changes;
-        if changes >= CHANGES_BEFORE_FULL {
+        if changes == CHANGES_BEFORE_FULL && work.failures == 0 {
             let text = format!("{changes} syncs in a row did not settle it: {text}");
             self.force_full_sync(running, &text);
         }
@@ -135,20 +155,10 @@ impl Replicator {
         self.journal.set_state(id, StateChange::Forget);
     }
 
-    /// A dsync that dies in the same way again and again dies of what it was told. Called before the failure is counted.
-    pub(super) fn try_full_sync_after_panics(&mut self, running: &Running, reason: &str) {
-        let failures = self.queue.work(running.row).map_or(0, |work| work.failures) + 1;
-        if failures >= FAILURES_BEFORE_FULL && reason.contains("Panic: ") {
-            let text = format!("{failures} syncs in a row failed: {reason}");
-            self.force_full_sync(running, &text);
-        }
-    }
-
     pub(super) fn is_full_tried(&self, id: RowId) -> bool {
         self.queue.work(id).is_some_and(|work| work.full_tried)
     }
 
-    /// Once for each time that the row begins to fail.
     fn force_full_sync(&mut self, running: &Running, reason: &str) {
         let id = running.row;
         let work = self.queue.work_mut(id);
@@ -162,6 +172,28 @@ impl Replicator {
         self.touch(id);
         let text = format!("A full sync is made, {}", shortened(reason));
         self.say_of_row(Level::Info, id, text);
+    }
+
+    /// The peer has synced a user who waits for `at`: the user can be synced after all, or the dsync has ended that held the
+    /// lock. Once in a pause, which does not grow if that was an error.
+    pub(super) fn wake(&mut self, now: Now, id: RowId, at: Mono) {
+        let work = self.queue.work_mut(id);
+        if work.locks > 0 {
+            self.make_ready(id);
+        } else if work.failures > 0
+            && work.woken_before.is_none()
+            && at > now.mono + WAITERS_PATIENCE
+        {
+            work.woken_before = Some(at);
+            self.make_ready(id);
+        }
+    }
+
+    /// How long the pause still is in which the row was woken, if it was.
+    pub(super) fn rest_of_pause(&mut self, now: Mono, id: RowId) -> Option<Duration> {
+        let work = self.queue.work_mut(id);
+        work.woken_before = work.woken_before.filter(|at| *at > now);
+        work.woken_before.map(|at| at.since(now))
     }
 
     /// Something new came for a row that waits for `at`.

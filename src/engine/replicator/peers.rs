@@ -19,6 +19,8 @@ const PROBE_PAUSE_AT_FIRST: Duration = Duration::from_millis(1500);
 const AT_FIRST: Duration = Duration::from_secs(5 * 60);
 /// Later they are at most this far apart.
 const PROBE_PAUSE_LATER: Duration = Duration::from_secs(30);
+/// It may have been given another one since: each of its dsyncs shows it.
+const SAME_HOSTNAME_BELIEVED: Duration = Duration::from_secs(60 * 60);
 const SHORTEST_PROBE_PAUSE: Duration = Duration::from_millis(250);
 
 /// A slot of the table of peers; used again when no user has the peer any more.
@@ -69,6 +71,8 @@ pub(super) struct Peer {
     pub(super) reachable: Option<bool>,
     pub(super) since: UnixSecs,
     pub(super) reason: String,
+    /// It has this node's host name, as was last seen then.
+    same_hostname: Option<(String, Mono)>,
     probing: Option<(ProbeId, Mono)>,
 }
 
@@ -124,6 +128,7 @@ impl Peers {
             reachable: None,
             since: UnixSecs::default(),
             reason: String::new(),
+            same_hostname: None,
             probing: None,
         });
         self.by_target.insert(target.into(), id);
@@ -165,6 +170,13 @@ impl Peers {
     pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
         let slots = self.slots.iter().enumerate();
         slots.filter_map(|(slot, peer)| Some((PeerId::from_slot(slot)?, peer.as_ref()?)))
+    }
+
+    /// The peer that all users have, if there is no other.
+    pub(super) fn only(&self) -> Option<PeerId> {
+        let mut peers = self.iter().filter(|(_, peer)| peer.users > 0);
+        let (only, _) = peers.next()?;
+        peers.next().is_none().then_some(only)
     }
 
     pub(super) fn is_down(&self, id: PeerId) -> bool {
@@ -271,6 +283,16 @@ impl Peers {
         proof
     }
 
+    /// A dsync process has seen that it is called as this node. True: that was not known.
+    pub(super) fn has_same_hostname(&mut self, id: PeerId, name: &str, now: Mono) -> bool {
+        let Some(peer) = self.get_mut(id) else {
+            return false;
+        };
+        let is_new = peer.same_hostname(now) != Some(name);
+        peer.same_hostname = Some((name.to_owned(), now));
+        is_new
+    }
+
     /// When the next probe of a peer that is away is to begin.
     pub(super) fn next_probe(&self) -> Option<Mono> {
         self.next_probes().map(|(_, at)| at).min()
@@ -292,6 +314,12 @@ impl Peers {
 }
 
 impl Peer {
+    /// The host name that it shares with this node.
+    pub(super) fn same_hostname(&self, now: Mono) -> Option<&str> {
+        let (name, seen) = self.same_hostname.as_ref()?;
+        (now.since(*seen) < SAME_HOSTNAME_BELIEVED).then_some(name)
+    }
+
     pub(super) fn next_probe(&self) -> Option<Mono> {
         match self.health {
             Health::Down { next_probe, .. } if self.probing.is_none() => Some(next_probe),

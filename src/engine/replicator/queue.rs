@@ -71,6 +71,8 @@ pub(super) struct Work {
     pub(super) changes: u32,
     /// Syncs in a row that another dsync's lock ended.
     pub(super) locks: u32,
+    /// The peer's NOTIFY has made it be tried before this, the end of its pause.
+    pub(super) woken_before: Option<Mono>,
     /// A full sync was asked for because nothing else helped.
     pub(super) full_tried: bool,
     /// Nothing has helped.
@@ -98,6 +100,7 @@ impl Work {
         self.failures = 0;
         self.changes = 0;
         self.locks = 0;
+        self.woken_before = None;
         self.full_tried = false;
         self.stuck = false;
         self.reason = Box::default();

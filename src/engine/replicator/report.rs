@@ -125,6 +125,7 @@ impl Replicator {
             reachable: peer.reachable,
             since: peer.since,
             reason: peer.reason.clone(),
+            same_hostname: peer.same_hostname(now.mono).unwrap_or_default().to_owned(),
             waiting: u32::try_from(self.queue.waiting_for(id).count()).unwrap_or(u32::MAX),
             users: peer.users,
             next_probe_secs: peer.next_probe().map(|at| {

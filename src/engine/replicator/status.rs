@@ -243,6 +243,8 @@ pub struct PeerDetails {
     pub since: UnixSecs,
     /// Why it is not; empty if it is.
     pub reason: String,
+    /// The host name that it shares with this node; empty: none, as far as its dsyncs have shown.
+    pub same_hostname: String,
     /// Users that wait for it to be reachable.
     pub waiting: u32,
     /// Users that have it as a replica.

@@ -231,9 +231,6 @@ impl Replicator {
             SyncOutcome::PeerUnreachable => Pause::Away,
             _ => Pause::Growing,
         };
-        if outcome == SyncOutcome::Eof {
-            self.try_full_sync_after_panics(running, &text);
-        }
         let level = match pause {
             Pause::Admin => Level::Error,
             Pause::Growing | Pause::Away | Pause::Longest => Level::Warning,
@@ -359,12 +356,15 @@ impl Replicator {
             self.config.retry_min_interval,
             self.config.retry_max_interval,
         );
+        let rest_of_pause = self.rest_of_pause(now.mono, id);
         let work = self.queue.work_mut(id);
-        work.failures = work.failures.saturating_add(1);
+        if rest_of_pause.is_none() {
+            work.failures = work.failures.saturating_add(1);
+        }
         work.reason = shortened(reason).into();
         let (failures, reported) = (work.failures, work.reported);
         let is_slow = matches!(pause, Pause::Longest | Pause::Admin);
-        let may_get_stuck = pause == Pause::Growing || work.full_tried;
+        let may_get_stuck = pause == Pause::Growing || work.changes > 0;
         let pause = match pause {
             Pause::Growing | Pause::Away => doubled(min, max, failures),
             Pause::Longest => max,
@@ -374,7 +374,7 @@ impl Replicator {
         work.stuck |= gets_stuck;
         let is_told = gets_stuck || !reported && (is_slow || failures >= FAILURES_REPORTED);
         work.reported |= is_told;
-        let pause = self.jitter.shorten(pause);
+        let pause = rest_of_pause.unwrap_or_else(|| self.jitter.shorten(pause));
         if is_told {
             let what = match (gets_stuck, self.is_full_tried(id)) {
                 (false, _) => "Sync failed",

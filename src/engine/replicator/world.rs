@@ -419,11 +419,6 @@ impl World {
 
     /// Ends a sync with this outcome.
     pub(super) fn finish(&mut self, sync: SyncId, outcome: SyncOutcome) {
-        self.finish_saying(sync, outcome, "");
-    }
-
-    /// The same, with the last error that dsync logged.
-    pub(super) fn finish_saying(&mut self, sync: SyncId, outcome: SyncOutcome, reason: &str) {
         let dsync = self.syncs.remove(&sync).expect("it runs");
         self.note_moved(&dsync, &outcome);
         if matches!(outcome, SyncOutcome::Ok { .. }) {
@@ -435,7 +430,7 @@ impl World {
             }
         }
         self.engine
-            .handle_sync_finished(self.now, sync, outcome, reason);
+            .handle_sync_finished(self.now, sync, outcome, "");
         self.take_outputs();
     }
 

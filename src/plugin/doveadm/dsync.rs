@@ -3,8 +3,8 @@
 //!
 //! - `dsync-server -U` tells the replicator of a sync that the peer ran (NOTIFY) after it has become the mail user, who
 //!   may not open a `replicator-doveadm` of mode 0600. Stock code sends the NOTIFY right after it has closed the
-//!   connection, and is root meanwhile: so flags and state stay stock's. 2.4 sends none: here it is sent after the sync, with
-//!   neither, as only dsync's own code knows them.
+//!   connection, and is root meanwhile: so flags and state stay stock's. 2.4 sends none, and no 2.3 does without `-U`, which
+//!   a peer on 2.4 leaves out: here it is sent after the sync, with neither, as only dsync's own code knows them.
 //! - `dsync-server -U` of a user marked `noreplicate` answers NOUSER: NOREPLICATE makes the peer's dsync panic.
 //! - `sync -U` of such a user ends before it calls the peer, and survives a peer that answers NOREPLICATE.
 //! - A doveadm-server process is root again after each, so that it can serve the next user (`service_count = 0`).
@@ -24,7 +24,7 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use super::{mailboxes, watchdog};
+use super::{mailboxes, observer, watchdog};
 use crate::cli::client;
 use crate::host::bindings as ffi;
 use crate::host::doveadm::base_dir;
@@ -185,7 +185,7 @@ fn keep_root_within_reach(context: *mut Context) {
         return;
     }
     let wanted = with(context, |w| {
-        w.began_as_root = w.notify && is_root();
+        w.began_as_root = (w.notify || w.kind == Kind::Server) && is_root();
         w.began_as_root
     });
     if wanted == Some(true) {
@@ -278,7 +278,10 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
         unsafe { (*context).exit_code = code };
         return -1;
     }
-    guard("run", (), || version::before_run(context));
+    guard("run", (), || {
+        version::before_run(context);
+        watch_handshake(context);
+    });
     let result = match stock_of(context).and_then(|stock| stock.run) {
         // SAFETY: stock's own function with what it was to be called with.
         Some(stock) => unsafe { stock(context, user) },
@@ -290,7 +293,9 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
     };
     // Not guarded: it must be done after a panic too, and has none.
     version::after_run(context);
+    observer::unwatch();
     watchdog::disarm();
+    guard("run", (), || tell_observed(user));
     if result >= 0 {
         guard("run", (), || notify_ourselves(context, user));
     }
@@ -314,7 +319,7 @@ fn refusal(context: *mut Context) -> Option<c_int> {
 /// Neither flag nor state: only stock's code knows them.
 fn notify_ourselves(context: *mut Context, user: *mut ffi::mail_user) {
     let connected = with(context, |w| w.replicator.take()).flatten();
-    let Some(mut replicator) = connected.or_else(|| version::connect_after_run(context)) else {
+    let Some(mut replicator) = connected.or_else(|| connect_after_run(context)) else {
         return;
     };
     // SAFETY: the user lives until the command's run has returned to doveadm.
@@ -323,6 +328,83 @@ fn notify_ourselves(context: *mut Context, user: *mut ffi::mail_user) {
     let username = unsafe { CStr::from_ptr(username) };
     // The replicator may be gone by now: then it knows nothing of any sync, and nothing is lost.
     let _ = replicator.write_all(&client::notify_request(username.to_bytes()));
+}
+
+/// The peer's handshake comes on the client's connection.
+fn watch_handshake(context: *mut Context) {
+    let is_server = with(context, |w| w.kind == Kind::Server);
+    if is_server != Some(true) || !is_served(context) {
+        return;
+    }
+    // SAFETY: `is_served` has found the pointer set.
+    let cctx = unsafe { (*context).cctx };
+    // SAFETY: as above.
+    let input = unsafe { (*cctx).input };
+    // SAFETY: the client's stream lives as long as the command, and `run` ends the watch.
+    unsafe { observer::watch(input) };
+}
+
+/// Tells the replicator what this process saw, if it saw anything.
+fn tell_observed(user: *mut ffi::mail_user) {
+    let observed = observer::take();
+    if observed.is_empty() {
+        return;
+    }
+    if let Some(mut replicator) = connect_as_root() {
+        // SAFETY: the user lives until the command's run has returned to doveadm.
+        let username = unsafe { ffi::replication_doveadm_username(user) };
+        // SAFETY: a mail user's name is a NUL-terminated string.
+        let username = unsafe { CStr::from_ptr(username) };
+        // The replicator may be gone by now: it will be told at the next sync, or there is nothing left to be told.
+        let _ = replicator.write_all(&client::observed_request(username.to_bytes(), &observed));
+    }
+}
+
+/// A connection to the replicator to tell it of a sync that the peer ran, if nobody else does: also of one without `-U`, which a
+/// replicator on 2.4 leaves out.
+fn connect_after_run(context: *mut Context) -> Option<UnixStream> {
+    let wanted = with(context, |w| {
+        w.kind == Kind::Server && !version::stock_notifies(w.notify)
+    });
+    if wanted != Some(true) || !is_served(context) {
+        return None;
+    }
+    connect_as_root()
+}
+
+/// The mail user may not open the replicator's socket where only root may, so the process is root for the time of the connect, if it
+/// was when it began.
+fn connect_as_root() -> Option<UnixStream> {
+    let _root = Root::for_a_moment();
+    connect_to_replicator()
+}
+
+/// The process is root until this is dropped.
+struct Root {
+    lower_to: Option<u32>,
+}
+
+impl Root {
+    fn for_a_moment() -> Self {
+        // SAFETY: no precondition.
+        let uid = unsafe { libc::geteuid() };
+        // SAFETY: fails where the process may not; then the socket is tried as the mail user.
+        let raised = !is_root() && unsafe { libc::seteuid(0) } == 0;
+        Self {
+            lower_to: raised.then_some(uid),
+        }
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        if let Some(uid) = self.lower_to {
+            // SAFETY: a process that is root may become any user; to go on as root would be worse than to die.
+            if unsafe { libc::seteuid(uid) } != 0 {
+                std::process::abort();
+            }
+        }
+    }
 }
 
 unsafe extern "C" fn deinit(context: *mut Context) {

@@ -14,6 +14,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
+use super::observer;
 use crate::engine::healing;
 use crate::host::bindings as ffi;
 use crate::host::guard::guard;
@@ -205,4 +206,5 @@ fn say(mailbox: *mut ffi::mailbox, update: *const ffi::mailbox_update) {
     let name = unsafe { CStr::from_ptr(name) };
     let name = String::from_utf8_lossy(name.to_bytes());
     log::info!("{}", healing::guid_taken(&name, guid));
+    observer::guid_healed();
 }

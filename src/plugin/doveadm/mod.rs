@@ -6,6 +6,7 @@
 mod commands;
 mod dsync;
 mod mailboxes;
+mod observer;
 mod watchdog;
 
 use log::LevelFilter;

@@ -377,10 +377,15 @@ impl Replicator {
                         peer.reason.as_bytes(),
                         next_probe.as_deref().unwrap_or_default().as_bytes(),
                         users.as_bytes(),
+                        peer.same_hostname.as_bytes(),
                     ];
                     protocol::append_fields(out, fields);
                 }
                 out.push(b'\n');
+            }
+            Request::Observed { username, observed } => {
+                self.engine.handle_observed(now, &username, &observed);
+                out.extend_from_slice(protocol::OK);
             }
             Request::Metrics => {
                 self.append_metrics(out);

@@ -12,7 +12,6 @@ use mio::Token;
 
 use super::socket::{Input, Socket};
 use super::{Peer, Replicator, Turn, process};
-use crate::engine::healing;
 use crate::engine::protocol::doveadm_server::{self, Code, DoveadmReader, Event, Reply};
 use crate::engine::protocol::replicator_doveadm;
 use crate::engine::protocol::replicator_notify::printable;
@@ -194,11 +193,6 @@ impl Replicator {
                 Ok(Some(Event::StateReceived)) => {}
                 Ok(Some(Event::Error(text))) => dsync.last_error = text,
                 Ok(Some(Event::Warning(text))) => dsync.last_warning = text,
-                Ok(Some(Event::Info(text))) => {
-                    if healing::says_guid_taken(&text) {
-                        self.engine.handle_guid_healed(dsync.sync);
-                    }
-                }
                 Ok(Some(Event::Finished(reply))) => {
                     dsync.outcome = Some(outcome_of(reply, &dsync.last_error));
                     return Some(Turn::Close);
@@ -438,8 +432,9 @@ fn is_refused_state(error: &str) -> bool {
 
 /// The lock of the user, or of a mailbox, by which dsyncs keep each other out (`dsync-brain.c`, `dsync-mailbox.c`).
 fn is_locked(error: &str) -> bool {
-    error.contains("Couldn't lock ") && error.contains(".dovecot-sync.lock")
-        || error.contains("Failed to lock mailbox ") && error.contains(" for dsyncing")
+    let is_user = error.contains("Couldn't lock ") && error.contains(".dovecot-sync.lock");
+    let is_mailbox = error.contains("Failed to lock mailbox ") && error.contains(" for dsyncing");
+    (is_user || is_mailbox) && error.contains("Timed out")
 }
 
 /// dsync never reached its peer.
@@ -503,7 +498,7 @@ mod tests {
         ] {
             assert_eq!(outcome(error), SyncOutcome::Locked);
         }
-        let error = "Couldn't lock /home/u/other";
+        let error = "Couldn't lock /home/u/.dovecot-sync.lock: open() failed: Permission denied";
         assert_eq!(outcome(error), SyncOutcome::TempFail);
     }
 }

@@ -73,23 +73,19 @@ fn new_mail_of_a_user_whose_syncs_all_end_with_a_change_waits_two_secs_at_most()
     assert!(pause > Duration::from_secs(1) && pause <= Duration::from_secs(2));
 }
 
+/// A mail that was half over would count as expunged.
 #[test]
-fn dsync_that_keeps_dying_is_given_a_full_sync_and_then_counts_as_stuck() {
+fn no_full_sync_follows_one_that_was_cut_off() {
     let mut world = world(1);
     world.change("u0", Priority::High);
-    for _ in 0..12 {
-        let sync = world.sync_of("u0").expect("runs");
-        world.finish_saying(sync, SyncOutcome::Eof, "Panic: assertion failed");
-        time_to_next_sync(&mut world);
-    }
-    let full: Vec<bool> = world.started.iter().map(|sync| sync.full).collect();
-    assert_eq!(full.iter().position(|full| *full), Some(5));
-    assert_eq!(said(&world, Level::Info, "A full sync is made, 5 syncs"), 1);
-    assert_eq!(said(&world, Level::Warning, "Stuck, a full"), 1);
+    end_each(&mut world, &SyncOutcome::Eof, 1);
+    end_each(&mut world, &changed(), 16);
+    end_each(&mut world, &SyncOutcome::Eof, 2);
+    assert!(world.started.iter().all(|sync| sync.is_incremental()));
     assert!(replica(&world, "u0").stuck);
+    assert_eq!(said(&world, Level::Warning, "Stuck: "), 1);
     world.settle();
     assert!(!replica(&world, "u0").stuck);
-    world.check_converged(&Default::default());
 }
 
 #[test]
@@ -145,6 +141,34 @@ fn loser_of_a_lock_steps_back_counts_no_failure_and_goes_on_when_the_peer_is_don
     assert!(world.sync_of("u0").is_some());
     assert_eq!(world.engine.totals().syncs_locked, 6);
     world.settle();
+    world.check_converged(&Default::default());
+}
+
+#[test]
+fn notify_of_the_peer_wakes_a_failing_user_once_in_a_pause_that_does_not_grow() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    end_each(&mut world, &SyncOutcome::TempFail, 8);
+    let sync = world.sync_of("u0").expect("runs");
+    world.finish(sync, SyncOutcome::TempFail);
+    world.settle_but_syncs();
+    let before = replica(&world, "u0");
+    let started = world.started.len();
+    for _ in 0..5 {
+        world.command(|engine, now, command| {
+            engine.handle_notify(now, command, b"u0", false, b"");
+        });
+        world.settle_but_syncs();
+        if let Some(sync) = world.sync_of("u0") {
+            world.finish(sync, SyncOutcome::TempFail);
+            world.settle_but_syncs();
+        }
+    }
+    assert_eq!(world.started.len(), started + 1);
+    let after = replica(&world, "u0");
+    assert_eq!(after.failures, before.failures);
+    assert!(after.next_sync_secs <= before.next_sync_secs);
+    world.run_for(Duration::from_secs(u64::from(before.next_sync_secs) + 1));
     world.check_converged(&Default::default());
 }
 

@@ -1,7 +1,6 @@
 //! What is 2.3's own: options come one by one, `-U` is stock's, and stock sends the NOTIFY.
 
 use std::ffi::c_int;
-use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -49,9 +48,9 @@ pub const fn is_refused_by_peer(exit_code: c_int) -> bool {
     exit_code == REFUSED_SYNC
 }
 
-/// Stock has told the replicator.
-pub const fn connect_after_run(_: *mut Context) -> Option<UnixStream> {
-    None
+/// Stock tells the replicator where `-U` was given.
+pub const fn stock_notifies(notify: bool) -> bool {
+    notify
 }
 
 unsafe extern "C" fn parse_arg(context: *mut Context, option: c_int) -> bool {

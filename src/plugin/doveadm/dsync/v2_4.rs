@@ -1,9 +1,8 @@
 //! What is 2.4's own: options are parameters, those of 2.3 that replication needs are added by us, and so is the NOTIFY.
 
 use std::ffi::{c_char, c_int};
-use std::os::unix::net::UnixStream;
 
-use super::{Context, Kind, connect_to_replicator, ffi, is_root, is_served, with};
+use super::{Context, Kind, ffi, with};
 use crate::host::doveadm::Command;
 
 /// The replicator's own `sync` is without `-U`.
@@ -79,41 +78,7 @@ pub const fn before_run(_: *mut Context) {}
 /// As `before_run`.
 pub const fn after_run(_: *mut Context) {}
 
-/// A connection to the replicator to tell it of the sync that the peer ran. The mail user may not open its socket where
-/// only root may, so the process is root for the time of the connect, if it was when it began.
-pub fn connect_after_run(context: *mut Context) -> Option<UnixStream> {
-    let wanted = with(context, |w| w.kind == Kind::Server && w.notify);
-    if wanted != Some(true) || !is_served(context) {
-        return None;
-    }
-    let _root = Root::for_a_moment();
-    connect_to_replicator()
-}
-
-/// The process is root until this is dropped.
-struct Root {
-    lower_to: Option<u32>,
-}
-
-impl Root {
-    fn for_a_moment() -> Self {
-        // SAFETY: no precondition.
-        let uid = unsafe { libc::geteuid() };
-        // SAFETY: fails where the process may not; then the socket is tried as the mail user.
-        let raised = !is_root() && unsafe { libc::seteuid(0) } == 0;
-        Self {
-            lower_to: raised.then_some(uid),
-        }
-    }
-}
-
-impl Drop for Root {
-    fn drop(&mut self) {
-        if let Some(uid) = self.lower_to {
-            // SAFETY: a process that is root may become any user; to go on as root would be worse than to die.
-            if unsafe { libc::seteuid(uid) } != 0 {
-                std::process::abort();
-            }
-        }
-    }
+/// 2.4's dsync-server sends no NOTIFY.
+pub const fn stock_notifies(_: bool) -> bool {
+    false
 }

@@ -1,0 +1,337 @@
+//! What dsync cannot settle, settled without an administrator: each scenario fails, or never ends, without the healing.
+
+// A test may fail by panicking.
+#![allow(clippy::indexing_slicing)]
+
+mod harness;
+
+use harness::client::message;
+use harness::configuration::Format;
+use harness::node::MAIL_USER;
+use harness::run::{main as run, trial};
+use harness::{Implementation, Node, Outcome, Pair, Target, User, check, wait_for};
+use rustix::process::Signal;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+const USERS: [&str; 3] = ["u1", "u2", "u3"];
+/// The time to equality that a first login is promised.
+const FIRST_LOGIN: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Mailboxes that both nodes make, besides INBOX.
+const MAILBOXES: [&str; 3] = ["Sent", "a b/c", "Drafts"];
+
+/// Which releases, and whose replication.
+const MIXED: [[(&str, Implementation); 2]; 4] = [
+    [
+        ("2.3.19.1", Implementation::Ours),
+        ("2.4.1", Implementation::Ours),
+    ],
+    [
+        ("2.3.13", Implementation::Ours),
+        ("2.3.19.1", Implementation::Ours),
+    ],
+    [
+        ("2.3.19.1", Implementation::Stock),
+        ("2.3.19.1", Implementation::Ours),
+    ],
+    [
+        ("2.3.19.1", Implementation::Stock),
+        ("2.4.1", Implementation::Ours),
+    ],
+];
+
+/// The first login and the first mail on a node, before anything was synced.
+fn arrive(node: &Node, name: &str) -> Outcome {
+    for user in USERS {
+        let mut imap = node.imap(user)?;
+        imap.ok("SELECT INBOX")?;
+        for number in 0..2 {
+            imap.append("INBOX", &message(&format!("{user}-{name}{number}")))?;
+        }
+        imap.logout()?;
+    }
+    let mut imap = node.imap(USERS[1])?;
+    for mailbox in MAILBOXES {
+        imap.ok(&format!("CREATE \"{mailbox}\""))?;
+        imap.append(
+            &format!("\"{mailbox}\""),
+            &message(&format!("{mailbox}-{name}")),
+        )?;
+    }
+    imap.logout()
+}
+
+/// Every mail of both nodes is there once.
+fn check_mails(node: &Node) -> Outcome {
+    for user in USERS {
+        let mut subjects = Vec::new();
+        let mailboxes: &[&str] = if user == USERS[1] { &MAILBOXES } else { &[] };
+        let mut expected: Vec<String> = ["a", "b"]
+            .iter()
+            .flat_map(|name| (0..2).map(move |number| format!("{user}-{name}{number}")))
+            .collect();
+        let mut imap = node.imap(user)?;
+        for mailbox in ["INBOX"].iter().chain(mailboxes) {
+            imap.ok(&format!("EXAMINE \"{mailbox}\""))?;
+            let lines = imap.ok("FETCH 1:* (BODY.PEEK[HEADER.FIELDS (SUBJECT)])")?;
+            subjects.extend(
+                lines
+                    .iter()
+                    .filter_map(|line| line.strip_prefix("Subject: "))
+                    .map(str::to_owned),
+            );
+        }
+        for mailbox in mailboxes {
+            expected.extend(["a", "b"].map(|name| format!("{mailbox}-{name}")));
+        }
+        imap.logout()?;
+        subjects.sort();
+        expected.sort();
+        check(subjects == expected, || {
+            format!("{user} has {subjects:?}, not {expected:?}")
+        })?;
+    }
+    Ok(())
+}
+
+fn finish(pair: Pair) -> Outcome {
+    pair.wait_idle()?;
+    for node in [&pair.a, &pair.b] {
+        // The nodes start one after the other.
+        node.tolerate_log("not reachable");
+        node.tolerate_log("is reachable again");
+    }
+    pair.finish()
+}
+
+/// Both nodes are written before either has synced anything: their replicators stand still meanwhile.
+fn first_login(a: &Target, b: &Target, format: Format) -> Outcome {
+    let pair = Pair::mixed(a, b)
+        .format(format)
+        .users(USERS.map(User::local))
+        .start()?;
+    let nodes = [&pair.a, &pair.b];
+    for node in nodes {
+        wait_for("a replicator that knows its users", PATIENCE, || {
+            let status = node.doveadm(&["replicator", "status"]).unwrap_or_default();
+            Ok(status.trim_end().ends_with(" 3").then_some(()))
+        })?;
+    }
+    pair.wait_idle()?;
+    let signal = |signal| {
+        nodes.into_iter().try_for_each(|node| {
+            let mut pids = node.processes("replicator")?.into_iter();
+            pids.try_for_each(|pid| node.signal(pid, signal))
+        })
+    };
+    signal(Signal::STOP)?;
+    arrive(&pair.a, "a")?;
+    arrive(&pair.b, "b")?;
+    signal(Signal::CONT)?;
+    let begin = Instant::now();
+    pair.wait_equal(&USERS, PATIENCE)?;
+    let taken = begin.elapsed();
+    check(taken < FIRST_LOGIN, || format!("equal after {taken:?}"))?;
+    check_mails(&pair.a)?;
+    check_mails(&pair.b)?;
+    for node in nodes {
+        // Dovecot's own on 2.4, where dsync renumbers a mail that it has just indexed; the index is mended at once.
+        node.tolerate_log("Extension record update for invalid uid");
+        node.tolerate_log("fscking index file");
+    }
+    finish(pair)
+}
+
+fn deliver(node: &Node, user: &str, subject: &str) -> Outcome {
+    let mut lmtp = node.lmtp()?;
+    lmtp.deliver(&[user], &message(subject))?;
+    lmtp.quit()
+}
+
+/// A counter of the replicator.
+fn metric(node: &Node, name: &str) -> Outcome<u64> {
+    let stream = UnixStream::connect(node.path("run/replicator-doveadm"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    (&stream).write_all(b"VERSION\treplicator-doveadm-client\t1\t0\nMETRICS\n")?;
+    for line in BufReader::new(stream).lines() {
+        if let Some(value) = line?.strip_prefix(&format!("{name}\t")) {
+            return Ok(value.parse().map_err(|_| "not a number")?);
+        }
+    }
+    Err(format!("no metric {name}").into())
+}
+
+/// The peer's mail of a user is what a backup had: it refuses the state, and all comes back from this node.
+fn restored_from_backup(target: &Target) -> Outcome {
+    let pair = Pair::of(target).users(USERS.map(User::local)).start()?;
+    let home = pair.b.path("mail/u1");
+    let backup = pair.b.path("mail/u1.backup");
+    // The state that later syncs begin from, and the backup of it.
+    for number in 0..4 {
+        deliver(&pair.a, "u1", &format!("before{number}"))?;
+        pair.wait_equal(&["u1"], PATIENCE)?;
+        pair.wait_idle()?;
+    }
+    copy(&home, &backup)?;
+    for number in 0..4 {
+        deliver(&pair.a, "u1", &format!("after{number}"))?;
+        pair.wait_equal(&["u1"], PATIENCE)?;
+        pair.wait_idle()?;
+    }
+    fs::remove_dir_all(&home)?;
+    fs::rename(&backup, &home)?;
+    deliver(&pair.a, "u1", "last")?;
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    check(pair.b.mails("u1") == 9, || {
+        format!("{} mails", pair.b.mails("u1"))
+    })?;
+    check(metric(&pair.a, "healed_states")? > 0, || {
+        "no state was forgotten".to_owned()
+    })?;
+    let said = pair
+        .a
+        .log_lines("The sync state is forgotten, a full sync follows");
+    check(said.len() == 1, || format!("{said:?}"))?;
+    for node in [&pair.a, &pair.b] {
+        node.tolerate_log(
+            "Failed to do incremental sync for mailbox INBOX, retry with a full sync",
+        );
+        node.tolerate_log("doesn't match previous state");
+    }
+    finish(pair)
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) -> Outcome {
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .args([from, to])
+        .status()?;
+    check(status.success(), || format!("cp: {status}"))
+}
+
+/// Another dsync of the user holds the lock on `a` for longer than is waited for: no failure, and the mail goes over at its end.
+fn lock_is_held(target: &Target) -> Outcome {
+    let pair = Pair::of(target)
+        .users(USERS.map(User::local))
+        .config(&format!(
+            "replication_dsync_parameters = {}",
+            target.series().pick("-d -N -l 2 -U", "-N -l 2")
+        ))
+        .start()?;
+    deliver(&pair.a, "u1", "before")?;
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    pair.wait_idle()?;
+    let lock = fs::File::create(pair.a.path("mail/u1/.dovecot-sync.lock"))?;
+    std::os::unix::fs::fchown(&lock, Some(MAIL_USER.1), Some(MAIL_USER.1))?;
+    rustix::fs::fcntl_lock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    deliver(&pair.a, "u1", "meanwhile")?;
+    pair.a
+        .wait_log("Stepping back, another dsync of the user holds a lock")?;
+    let shown = pair
+        .a
+        .doveadm(&["-f", "flow", "replicator", "show", "u1"])?;
+    check(shown.contains("failures=0"), || shown)?;
+    check(metric(&pair.a, "syncs_locked")? > 0, || {
+        "not counted".to_owned()
+    })?;
+    drop(lock);
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    for node in [&pair.a, &pair.b] {
+        node.tolerate_log("Couldn't lock ");
+    }
+    finish(pair)
+}
+
+/// Said once, in the log and in `peers`, by each node that the other synced to.
+fn same_hostname(a: &Target, b: &Target) -> Outcome {
+    let pair = Pair::mixed(a, b)
+        .users(USERS.map(User::local))
+        .hostnames(["same-node"; 2])
+        .start()?;
+    for (node, subject) in [(&pair.a, "one"), (&pair.b, "two"), (&pair.a, "three")] {
+        deliver(node, "u1", subject)?;
+        pair.wait_equal(&["u1"], PATIENCE)?;
+    }
+    pair.wait_idle()?;
+    for node in [&pair.a, &pair.b]
+        .into_iter()
+        .filter(|n| n.target.is_ours())
+    {
+        node.wait_log("has this node's own host name, same-node")?;
+        node.expect_log("has this node's own host name, same-node");
+        let said = node.log_lines("has this node's own host name");
+        check(said.len() == 1, || format!("{said:?}"))?;
+        let peers = node.doveadm(&["-f", "tab", "replicator", "peers"])?;
+        check(peers.contains("\tsame-node"), || peers)?;
+    }
+    finish(pair)
+}
+
+/// Names of their own: nothing is said.
+fn different_hostnames(target: &Target) -> Outcome {
+    let pair = Pair::of(target).users(USERS.map(User::local)).start()?;
+    for (node, user) in [(&pair.a, "u1"), (&pair.b, "u2")] {
+        deliver(node, user, "one")?;
+    }
+    pair.wait_equal(&["u1", "u2"], PATIENCE)?;
+    for node in [&pair.a, &pair.b] {
+        let peers = node.doveadm(&["-f", "tab", "replicator", "peers"])?;
+        check(!peers.contains("node-"), || peers)?;
+    }
+    finish(pair)
+}
+
+type Scenario = fn(&Target) -> Outcome;
+
+fn main() -> ExitCode {
+    let staged = Target::all_staged();
+    let find = |(version, implementation)| {
+        let is =
+            |target: &&Target| target.version == version && target.implementation == implementation;
+        staged.iter().find(is)
+    };
+    let mut trials = Vec::new();
+    for target in staged.iter().filter(|target| target.is_ours()) {
+        for format in [Format::Maildir, Format::Sdbox, Format::Mdbox] {
+            let of = target.clone();
+            let name = format!("first_login_on_both_nodes_{}", format.name());
+            trials.push(trial(target, &name, move || first_login(&of, &of, format)));
+        }
+        let scenarios: [(&str, Scenario); 4] = [
+            ("peer_restored_from_backup", restored_from_backup),
+            ("lock_of_another_dsync_is_no_failure", lock_is_held),
+            ("same_host_name_is_said_once", |of| same_hostname(of, of)),
+            ("different_host_names_are_not_said", different_hostnames),
+        ];
+        for (name, scenario) in scenarios {
+            let of = target.clone();
+            trials.push(trial(target, name, move || scenario(&of)));
+        }
+    }
+    for [a, b] in MIXED {
+        let (Some(a), Some(b)) = (find(a), find(b)) else {
+            continue;
+        };
+        // The one that is missing says so.
+        let mut named = a.clone();
+        if b.missing.is_some() {
+            named.missing.clone_from(&b.missing);
+        }
+        let (of, with) = (a.clone(), b.clone());
+        let name = format!("first_login_with_{}", b.name());
+        trials.push(trial(&named, &name, move || {
+            first_login(&of, &with, Format::Maildir)
+        }));
+        if a.is_ours() {
+            continue;
+        }
+        let (of, with) = (a.clone(), b.clone());
+        let name = format!("same_host_name_with_{}", b.name());
+        trials.push(trial(&named, &name, move || same_hostname(&of, &with)));
+    }
+    run(trials)
+}
