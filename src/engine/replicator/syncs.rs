@@ -105,6 +105,7 @@ impl Replicator {
             (false, true) => SyncType::Incremental,
             (false, false) => SyncType::Normal,
         };
+        let has_state = row.has_state;
         let sync = SyncId(self.next_id());
         let running = Running {
             row: id,
@@ -131,6 +132,7 @@ impl Replicator {
             username: self.users.name(id.user).to_vec(),
             target: self.peers.target(peer).to_vec(),
             full,
+            has_state,
         });
     }
 

@@ -18,6 +18,8 @@ use crate::engine::protocol::replicator_notify::printable;
 use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
 use crate::engine::time::{Mono, Now};
 
+/// A command without its state, about.
+const COMMAND_BYTES: usize = 128;
 /// From the request to end to the force, and from there to giving up waiting.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(7);
@@ -69,19 +71,12 @@ impl Replicator {
         username: Vec<u8>,
         target: Vec<u8>,
         full: bool,
+        has_state: bool,
     ) {
-        let is_normal = self.engine.syncs().any(|status| {
-            status.sync_type == SyncType::Normal
-                && status.username == username
-                && status.target == target
-        });
-        let state = if is_normal {
-            Some(Vec::new())
-        } else {
-            match &mut self.store {
-                Some(store) => store.read_state(sync.0, &username, &target),
-                None => return,
-            }
+        let state = match &mut self.store {
+            Some(store) if has_state => store.read_state(sync.0, &username, &target),
+            Some(_) => Some(Vec::new()),
+            None => return,
         };
         let waiting = WaitingForState {
             username,
@@ -130,23 +125,20 @@ impl Replicator {
         };
         self.doveadm_connect_failed = None;
         socket.want_sender_pid();
-        let is_only_replica = !self.several_replicas.contains(&username);
-        let arguments = self
-            .settings
-            .dsync_arguments(&target, is_only_replica, full, state);
-        let mut command = Vec::with_capacity(128 + state.len());
-        doveadm_server::append_hello(&mut command);
-        if is_preauthenticated {
-            append_sync(&mut command, &username, &arguments);
-        }
-        socket.output().extend_from_slice(&command);
-        let command = if is_preauthenticated {
-            None
-        } else {
-            command.clear();
-            append_sync(&mut command, &username, &arguments);
-            Some(command)
+        let parameters = match self.several_replicas.contains(&username) {
+            true => &self.parameters_of_several,
+            false => &self.parameters,
         };
+        let arguments = parameters.arguments(&target, full, state);
+        let out = socket.output();
+        out.reserve(COMMAND_BYTES + state.len());
+        doveadm_server::append_hello(out);
+        let mut command = None;
+        let out = match is_preauthenticated {
+            true => out,
+            false => command.insert(Vec::new()),
+        };
+        doveadm_server::append_command(out, &username, "sync", arguments);
         let sync_type = match (full, state.is_empty()) {
             (true, _) => SyncType::Full,
             (false, true) => SyncType::Normal,
@@ -390,11 +382,6 @@ impl Replicator {
             replicator_doveadm::append_dsync_status(out, None, &idle);
         }
     }
-}
-
-fn append_sync(out: &mut Vec<u8>, username: &[u8], arguments: &[Vec<u8>]) {
-    let arguments = arguments.iter().map(Vec::as_slice);
-    doveadm_server::append_command(out, username, "sync", arguments);
 }
 
 fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
