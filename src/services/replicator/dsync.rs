@@ -397,6 +397,9 @@ fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
         Code::Other(word) => SyncOutcome::Other(word),
     };
     let is_passing = matches!(outcome, SyncOutcome::TempFail | SyncOutcome::Other(_));
+    if is_passing && is_refused_parameter(last_error) {
+        return SyncOutcome::Usage;
+    }
     if is_passing && is_refused_state(last_error) {
         return SyncOutcome::StateRefused;
     }
@@ -409,6 +412,11 @@ fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
 /// dsync could not read the state that it was given (`dsync-brain.c`: "Saved sync state is invalid").
 fn is_refused_state(error: &str) -> bool {
     error.contains("sync state is invalid")
+}
+
+/// 2.3.13 answers a bare `-` to parameters that it does not know, where later ones answer USAGE.
+fn is_refused_parameter(error: &str) -> bool {
+    error.contains("Client sent unknown parameter")
 }
 
 /// dsync never reached its peer.
@@ -432,6 +440,9 @@ mod tests {
         assert_eq!(outcome(Code::TempFail, away), SyncOutcome::PeerUnreachable);
         assert_eq!(outcome(Code::TempFail, "other"), SyncOutcome::TempFail);
         assert_eq!(outcome(Code::Usage, away), SyncOutcome::Usage);
+        let unknown = "doveadm sync: Client sent unknown parameter: ?";
+        let bare = Code::Other(String::new());
+        assert_eq!(outcome(bare, unknown), SyncOutcome::Usage);
         assert_eq!(outcome(Code::Changed, refused), SyncOutcome::Changed);
         let ok = SyncOutcome::Ok {
             state: b"S".to_vec(),
