@@ -7,7 +7,7 @@
 //! starts another.
 
 use std::cell::RefCell;
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int};
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -93,13 +93,14 @@ pub fn run<P, D: Daemon + 'static>(
     crate::mark();
     abort_on_panic();
     prepare_threads(block_signals);
-    let mut args = leaked_args();
-    let count = c_int::try_from(args.len().saturating_sub(1)).unwrap_or_default();
-    // SAFETY: name and arguments are C strings, the arguments NULL-ended and leaked.
+    let mut args = args();
+    let count = c_int::try_from(args.len()).unwrap_or_default();
+    let pointers = args.iter_mut().map(|arg| arg.as_mut_ptr().cast());
+    let mut argv: Vec<*mut c_char> = pointers.chain([std::ptr::null_mut()]).collect();
+    // SAFETY: name and arguments are C strings, the arguments NULL-ended and kept until after deinit.
     let status = unsafe {
-        ffi::replication_shim_service_init(service.name.as_ptr(), count, args.as_mut_ptr())
+        ffi::replication_shim_service_init(service.name.as_ptr(), count, argv.as_mut_ptr())
     };
-    std::mem::forget(args);
     if status != 0 {
         return ExitCode::from(FATAL_DEFAULT);
     }
@@ -125,11 +126,10 @@ pub fn run<P, D: Daemon + 'static>(
     code
 }
 
-/// Dovecot keeps the arguments as long as the process lives.
-fn leaked_args() -> Vec<*mut c_char> {
+/// The arguments, each with its NUL.
+fn args() -> Vec<Vec<u8>> {
     std::env::args_os()
-        .map(|arg| CString::new(arg.into_vec()).unwrap_or_default().into_raw())
-        .chain([std::ptr::null_mut()])
+        .map(|arg| [arg.into_vec(), vec![0]].concat())
         .collect()
 }
 

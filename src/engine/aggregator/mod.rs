@@ -161,10 +161,10 @@ impl Aggregator {
     }
 
     fn put(&mut self, username: &[u8], priority: Priority) -> bool {
-        if !self.table.has_room_for(username) {
+        let Some(needs_record) = self.table.put(username, priority) else {
             return false;
-        }
-        if self.table.put(username, priority) {
+        };
+        if needs_record {
             journal::append_put(&mut self.journal, username, priority);
         }
         true

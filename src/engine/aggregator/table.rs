@@ -1,6 +1,7 @@
 //! Who waits to be handed on: one entry per user, whatever number of notifications came for them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::sync::Arc;
 
 use crate::engine::Priority;
@@ -14,8 +15,9 @@ pub const MAX_NAME_BYTES: usize = 16 << 20;
 /// A username that several places refer to.
 pub type Username = Arc<[u8]>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Entry {
+    name: Username,
     /// Not yet sent, or again since.
     pending: Priority,
     /// Where it stands in its queue.
@@ -28,13 +30,56 @@ struct Entry {
     journaled: Priority,
 }
 
+impl Entry {
+    const fn new(name: Username) -> Self {
+        Self {
+            name,
+            pending: Priority::None,
+            seq: 0,
+            sent: Priority::None,
+            sent_id: 0,
+            journaled: Priority::None,
+        }
+    }
+}
+
+/// Who is to be sent: a queue per priority, in the order of waiting.
+#[derive(Debug, Default)]
+struct Queues {
+    low: BTreeMap<u64, Username>,
+    high: BTreeMap<u64, Username>,
+    sync: BTreeMap<u64, Username>,
+}
+
+impl Queues {
+    fn of(&mut self, priority: Priority) -> Option<&mut BTreeMap<u64, Username>> {
+        match priority {
+            Priority::None => None,
+            Priority::Low => Some(&mut self.low),
+            Priority::High => Some(&mut self.high),
+            Priority::Sync => Some(&mut self.sync),
+        }
+    }
+
+    fn set_pending(&mut self, entry: &mut Entry, to: Priority) {
+        let from = std::mem::replace(&mut entry.pending, to);
+        if from == to {
+            return;
+        }
+        if let Some(queue) = self.of(from) {
+            queue.remove(&entry.seq);
+        }
+        if let Some(queue) = self.of(to) {
+            queue.insert(entry.seq, Arc::clone(&entry.name));
+        }
+    }
+}
+
 /// The merge table. Bounded by [`MAX_USERS`] and [`MAX_NAME_BYTES`].
 #[derive(Debug)]
 pub struct Table {
     users: BTreeMap<Username, Entry>,
-    low: BTreeMap<u64, Username>,
-    high: BTreeMap<u64, Username>,
-    sync: BTreeMap<u64, Username>,
+    queues: Queues,
     next_seq: u64,
     name_bytes: usize,
     max_users: usize,
@@ -53,9 +98,11 @@ impl Table {
     pub const fn with_limits(max_users: usize, max_name_bytes: usize) -> Self {
         Self {
             users: BTreeMap::new(),
-            low: BTreeMap::new(),
-            high: BTreeMap::new(),
-            sync: BTreeMap::new(),
+            queues: Queues {
+                low: BTreeMap::new(),
+                high: BTreeMap::new(),
+                sync: BTreeMap::new(),
+            },
             next_seq: 0,
             name_bytes: 0,
             max_users,
@@ -81,72 +128,40 @@ impl Table {
         self.name_bytes
     }
 
-    /// Whether a notification for this user fits in.
-    #[must_use]
-    pub fn has_room_for(&self, username: &[u8]) -> bool {
-        self.users.contains_key(username)
-            || (self.users.len() < self.max_users
-                && self.name_bytes.saturating_add(username.len()) <= self.max_name_bytes)
-    }
-
-    fn queue(&mut self, priority: Priority) -> Option<&mut BTreeMap<u64, Username>> {
-        match priority {
-            Priority::None => None,
-            Priority::Low => Some(&mut self.low),
-            Priority::High => Some(&mut self.high),
-            Priority::Sync => Some(&mut self.sync),
-        }
-    }
-
-    fn set_pending(&mut self, username: &Username, to: Priority) {
-        let Some(entry) = self.users.get_mut(username) else {
-            return;
-        };
-        let (from, seq) = (entry.pending, entry.seq);
-        entry.pending = to;
-        if let Some(queue) = self.queue(from) {
-            queue.remove(&seq);
-        }
-        if let Some(queue) = self.queue(to) {
-            queue.insert(seq, Arc::clone(username));
-        }
-    }
-
-    /// Merges a notification. True if the journal needs a record of it. The caller has asked
-    /// [`Table::has_room_for`].
-    pub fn put(&mut self, username: &[u8], priority: Priority) -> bool {
-        let key = match self.users.get_key_value(username) {
-            Some((key, _)) => Arc::clone(key),
+    /// Merges a notification. `None`: there is no room for one more user. True: the journal needs a record.
+    pub fn put(&mut self, username: &[u8], priority: Priority) -> Option<bool> {
+        let entry = match self.users.get_mut(username) {
+            Some(entry) => entry,
             None => {
-                let key = Username::from(username);
-                self.name_bytes = self.name_bytes.saturating_add(username.len());
-                self.users.insert(Arc::clone(&key), Entry::default());
-                key
+                let name_bytes = self.name_bytes.saturating_add(username.len());
+                if self.users.len() >= self.max_users || name_bytes > self.max_name_bytes {
+                    return None;
+                }
+                self.name_bytes = name_bytes;
+                let name = Username::from(username);
+                let slot = self.users.entry(Arc::clone(&name));
+                slot.or_insert_with(|| Entry::new(name))
             }
         };
-        let next_seq = self.next_seq;
-        let Some(entry) = self.users.get_mut(&key) else {
-            return false;
-        };
         if entry.pending == Priority::None {
-            entry.seq = next_seq;
-            self.next_seq = next_seq.saturating_add(1);
+            entry.seq = self.next_seq;
+            self.next_seq = self.next_seq.saturating_add(1);
         }
         let kept = priority.min(Priority::High);
         let needs_record = kept > entry.journaled;
         entry.journaled = entry.journaled.max(kept);
         let pending = entry.pending.max(priority);
-        self.set_pending(&key, pending);
-        needs_record
+        self.queues.set_pending(entry, pending);
+        Some(needs_record)
     }
 
     /// The user that is to be sent next: the highest priority, of these the one that waits longest.
     #[must_use]
     pub fn next(&self) -> Option<(&Username, Priority)> {
         [
-            (&self.sync, Priority::Sync),
-            (&self.high, Priority::High),
-            (&self.low, Priority::Low),
+            (&self.queues.sync, Priority::Sync),
+            (&self.queues.high, Priority::High),
+            (&self.queues.low, Priority::Low),
         ]
         .into_iter()
         .find_map(|(queue, priority)| queue.first_key_value().map(|(_, user)| (user, priority)))
@@ -157,15 +172,16 @@ impl Table {
         if let Some(entry) = self.users.get_mut(username) {
             entry.sent = entry.sent.max(entry.pending);
             entry.sent_id = id;
+            self.queues.set_pending(entry, Priority::None);
         }
-        self.set_pending(username, Priority::None);
     }
 
     /// Line `id` of the user is safe. True if with it nothing is left of the user.
     pub fn handle_acked(&mut self, username: &Username, id: u64) -> bool {
-        let Some(entry) = self.users.get_mut(username) else {
+        let Slot::Occupied(mut slot) = self.users.entry(Arc::clone(username)) else {
             return false;
         };
+        let entry = slot.get_mut();
         if entry.sent_id > id {
             return false;
         }
@@ -173,7 +189,7 @@ impl Table {
         if entry.pending != Priority::None {
             return false;
         }
-        self.users.remove(username);
+        slot.remove();
         self.name_bytes = self.name_bytes.saturating_sub(username.len());
         true
     }
@@ -181,19 +197,19 @@ impl Table {
     /// The connection is gone: what it did not acknowledge waits again, in its old place. A sync
     /// comes back as high, for its waiters have been answered.
     pub fn handle_lost(&mut self, username: &Username) {
-        let Some(entry) = self.users.get_mut(username) else {
-            return;
-        };
-        let pending = entry.pending.max(entry.sent.min(Priority::High));
-        entry.sent = Priority::None;
-        entry.sent_id = 0;
-        self.set_pending(username, pending);
+        if let Some(entry) = self.users.get_mut(username) {
+            let pending = entry.pending.max(entry.sent.min(Priority::High));
+            entry.sent = Priority::None;
+            entry.sent_id = 0;
+            self.queues.set_pending(entry, pending);
+        }
     }
 
     /// Nobody waits for the user's sync any more: it becomes high.
     pub fn handle_no_waiter(&mut self, username: &Username) {
-        if self.users.get(username).map(|e| e.pending) == Some(Priority::Sync) {
-            self.set_pending(username, Priority::High);
+        if let Some(entry) = self.users.get_mut(username) {
+            let pending = entry.pending.min(Priority::High);
+            self.queues.set_pending(entry, pending);
         }
     }
 
@@ -215,10 +231,10 @@ impl Table {
     /// How many users are to be sent.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.low
-            .len()
-            .saturating_add(self.high.len())
-            .saturating_add(self.sync.len())
+        let Queues { low, high, sync } = &self.queues;
+        low.len()
+            .saturating_add(high.len())
+            .saturating_add(sync.len())
     }
 }
 
@@ -264,11 +280,12 @@ mod tests {
     #[test]
     fn change_after_the_send_survives_the_acknowledgement() {
         let mut table = Table::default();
-        assert!(table.put(b"u", Priority::High));
+        assert_eq!(table.put(b"u", Priority::High), Some(true));
         let key = table.key(b"u").unwrap();
         table.handle_sent(&key, 1);
-        assert!(
-            !table.put(b"u", Priority::Low),
+        assert_eq!(
+            table.put(b"u", Priority::Low),
+            Some(false),
             "the journal has it as high"
         );
         assert!(!table.handle_acked(&key, 1));
@@ -300,19 +317,19 @@ mod tests {
         let mut table = Table::with_limits(2, 100);
         table.put(b"a", Priority::Low);
         table.put(b"b", Priority::Low);
-        assert!(!table.has_room_for(b"c"));
-        assert!(table.has_room_for(b"a"));
+        assert_eq!(table.put(b"c", Priority::Low), None);
+        assert_eq!(table.put(b"a", Priority::Low), Some(false));
         let key = table.key(b"a").unwrap();
         table.handle_sent(&key, 1);
         assert!(table.handle_acked(&key, 1));
-        assert!(table.has_room_for(b"c"));
+        assert_eq!(table.put(b"c", Priority::Low), Some(true));
     }
 
     #[test]
     fn names_are_taken_up_to_their_maximum_of_bytes() {
         let mut table = Table::with_limits(100, 4);
         table.put(b"abc", Priority::Low);
-        assert!(table.has_room_for(b"d"));
-        assert!(!table.has_room_for(b"de"));
+        assert_eq!(table.put(b"de", Priority::Low), None);
+        assert_eq!(table.put(b"d", Priority::Low), Some(true));
     }
 }

@@ -60,6 +60,8 @@ pub enum Action {
         target: Vec<u8>,
         /// With `-f`.
         full: bool,
+        /// Whether the store has a state: else it need not be asked.
+        has_state: bool,
     },
     /// End this sync, its processes too, then say `handle_sync_finished` (with `SyncOutcome::Timeout` unless it
     /// had just ended by itself).

@@ -112,6 +112,7 @@ impl Replicator {
             true => SyncType::Full,
             false => SyncType::Incremental,
         };
+        let has_state = row.has_state;
         let sync = SyncId(self.next_id());
         let running = Running {
             row: id,
@@ -142,6 +143,7 @@ impl Replicator {
             username: self.users.name(id.user).to_vec(),
             target: self.peers.target(peer).to_vec(),
             full,
+            has_state,
         });
     }
 

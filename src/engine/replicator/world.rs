@@ -623,6 +623,7 @@ impl World {
                 username,
                 target,
                 full,
+                has_state,
             } => {
                 let dsync = Dsync {
                     state: self.state_for(&text(&username), &text(&target)),
@@ -631,6 +632,7 @@ impl World {
                     full,
                     saw: self.last_change,
                 };
+                assert!(has_state || dsync.state.is_none(), "a state forgotten");
                 assert_eq!(self.sync_of(&dsync.username), None, "two syncs of a user");
                 self.started.push(dsync.clone());
                 self.syncs.insert(sync, dsync);

@@ -18,6 +18,8 @@ use crate::engine::protocol::replicator_notify::printable;
 use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
 use crate::engine::time::{Mono, Now};
 
+/// A command without its state, about.
+const COMMAND_BYTES: usize = 128;
 /// From the request to end to the force, and from there to giving up waiting.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(7);
@@ -71,9 +73,13 @@ impl Replicator {
         username: Vec<u8>,
         target: Vec<u8>,
         full: bool,
+        has_state: bool,
     ) {
-        let Some(store) = &mut self.store else { return };
-        let state = store.read_state(sync.0, &username, &target);
+        let state = match &mut self.store {
+            Some(store) if has_state => store.read_state(sync.0, &username, &target),
+            Some(_) => Some(Vec::new()),
+            None => return,
+        };
         let waiting = WaitingForState {
             username,
             target,
@@ -121,23 +127,20 @@ impl Replicator {
         };
         self.doveadm_connect_failed = None;
         socket.want_sender_pid();
-        let is_only_replica = !self.several_replicas.contains(&username);
-        let arguments = self
-            .settings
-            .dsync_arguments(&target, is_only_replica, full, state);
-        let mut command = Vec::with_capacity(128 + state.len());
-        doveadm_server::append_hello(&mut command);
-        if is_preauthenticated {
-            append_sync(&mut command, &username, &arguments);
-        }
-        socket.output().extend_from_slice(&command);
-        let command = if is_preauthenticated {
-            None
-        } else {
-            command.clear();
-            append_sync(&mut command, &username, &arguments);
-            Some(command)
+        let parameters = match self.several_replicas.contains(&username) {
+            true => &self.parameters_of_several,
+            false => &self.parameters,
         };
+        let arguments = parameters.arguments(&target, full, state);
+        let out = socket.output();
+        out.reserve(COMMAND_BYTES + state.len());
+        doveadm_server::append_hello(out);
+        let mut command = None;
+        let out = match is_preauthenticated {
+            true => out,
+            false => command.insert(Vec::new()),
+        };
+        doveadm_server::append_command(out, &username, "sync", arguments);
         let sync_type = match full {
             true => SyncType::Full,
             false => SyncType::Incremental,
@@ -386,11 +389,6 @@ impl Replicator {
     }
 }
 
-fn append_sync(out: &mut Vec<u8>, username: &[u8], arguments: &[Vec<u8>]) {
-    let arguments = arguments.iter().map(Vec::as_slice);
-    doveadm_server::append_command(out, username, "sync", arguments);
-}
-
 fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
     let outcome = match reply.code {
         Code::Ok => return SyncOutcome::Ok { state: reply.state },
@@ -408,6 +406,9 @@ fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
         Code::Other(word) => SyncOutcome::Other(word),
     };
     let is_passing = matches!(outcome, SyncOutcome::TempFail | SyncOutcome::Other(_));
+    if is_passing && is_refused_parameter(last_error) {
+        return SyncOutcome::Usage;
+    }
     if is_passing && is_refused_state(last_error) {
         return SyncOutcome::StateRefused;
     }
@@ -437,6 +438,11 @@ fn is_locked(error: &str) -> bool {
     (is_user || is_mailbox) && error.contains("Timed out")
 }
 
+/// 2.3.13 answers a bare `-` to parameters that it does not know, where later ones answer USAGE.
+fn is_refused_parameter(error: &str) -> bool {
+    error.contains("Client sent unknown parameter")
+}
+
 /// dsync never reached its peer.
 fn is_unreachable(error: &str) -> bool {
     error.contains("connect(") && error.contains(") failed: ")
@@ -463,6 +469,9 @@ mod tests {
         assert_eq!(outcome(Code::TempFail, away), SyncOutcome::PeerUnreachable);
         assert_eq!(outcome(Code::TempFail, "other"), SyncOutcome::TempFail);
         assert_eq!(outcome(Code::Usage, away), SyncOutcome::Usage);
+        let unknown = "doveadm sync: Client sent unknown parameter: ?";
+        let bare = Code::Other(String::new());
+        assert_eq!(outcome(bare, unknown), SyncOutcome::Usage);
         assert_eq!(outcome(Code::Changed, refused), changed(b"S"));
         let ok = SyncOutcome::Ok {
             state: b"S".to_vec(),

@@ -16,7 +16,7 @@ mod tests;
 mod tls;
 mod userdb;
 
-pub use settings::{DsyncDialect, Expand, MAX_CONNS, Settings, SettingsError};
+pub use settings::{DsyncDialect, DsyncParameters, Expand, MAX_CONNS, Settings, SettingsError};
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -128,6 +128,9 @@ impl Turn {
 /// The daemon.
 pub struct Replicator {
     settings: Settings,
+    /// Of dsync to a user's only replica, and to one of several.
+    parameters: DsyncParameters,
+    parameters_of_several: DsyncParameters,
     engine: Engine,
     store: Option<Store>,
     probes: Probes,
@@ -256,6 +259,8 @@ impl Replicator {
             input_errors: RateLimit::default(),
             closed_connections: 0,
             buffer: vec![0; READ_BYTES],
+            parameters: settings.dsync_parameters(true),
+            parameters_of_several: settings.dsync_parameters(false),
             settings,
         })
     }
@@ -404,7 +409,8 @@ impl Replicator {
                 username,
                 target,
                 full,
-            } => self.start_sync(now, sync, username, target, full),
+                has_state,
+            } => self.start_sync(now, sync, username, target, full, has_state),
             Action::AbortSync { sync, reason } => self.abort_sync(now, sync, &reason),
             Action::Acknowledge { connection, line } => {
                 if let Some(&slot) = self.aggregators.get(&connection) {

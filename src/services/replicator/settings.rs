@@ -253,16 +253,10 @@ impl Settings {
         (targets, noreplicate)
     }
 
-    /// The arguments of `sync`. On 2.3 the user's only replica is left to `-d`, as stock does; else the
+    /// What `sync` gets. On 2.3 the user's only replica is left to `-d`, as stock does; else the
     /// destination is named.
     #[must_use]
-    pub fn dsync_arguments(
-        &self,
-        target: &[u8],
-        is_only_replica: bool,
-        full: bool,
-        state: &[u8],
-    ) -> Vec<Vec<u8>> {
+    pub fn dsync_parameters(&self, is_only_replica: bool) -> DsyncParameters {
         let parameters = self.replication_dsync_parameters.split_ascii_whitespace();
         let is_2_4 = self.dsync_dialect == DsyncDialect::V2_4;
         let dropped: &[u8] = match (is_2_4, is_only_replica) {
@@ -270,17 +264,34 @@ impl Settings {
             (false, false) => b"d",
             (false, true) => b"",
         };
-        let (mut arguments, has_default) = without_options(parameters, dropped);
-        if full {
-            arguments.push(b"-f".to_vec());
+        let (kept, has_default) = without_options(parameters, dropped);
+        DsyncParameters {
+            kept,
+            // An administrator who took `-d` out on 2.3 has named a destination.
+            names_target: !dropped.is_empty() && (has_default || is_2_4),
         }
-        arguments.push(b"-s".to_vec());
-        arguments.push(state.to_vec());
-        // An administrator who took `-d` out on 2.3 has named a destination.
-        if !dropped.is_empty() && (has_default || is_2_4) {
-            arguments.push(target.to_vec());
-        }
-        arguments
+    }
+}
+
+/// `replication_dsync_parameters`, as they are passed on.
+#[derive(Clone, Debug)]
+pub struct DsyncParameters {
+    kept: Vec<Vec<u8>>,
+    names_target: bool,
+}
+
+impl DsyncParameters {
+    /// The arguments of one `sync`.
+    pub fn arguments<'a>(
+        &'a self,
+        target: &'a [u8],
+        full: bool,
+        state: &'a [u8],
+    ) -> impl Iterator<Item = &'a [u8]> {
+        let kept = self.kept.iter().map(Vec::as_slice);
+        let full = full.then_some(&b"-f"[..]);
+        let target = self.names_target.then_some(target);
+        kept.chain(full).chain([&b"-s"[..], state]).chain(target)
     }
 }
 
@@ -451,7 +462,8 @@ mod tests {
         }
     }
 
-    fn joined(arguments: &[Vec<u8>]) -> String {
+    fn joined(arguments: &[impl AsRef<[u8]>]) -> String {
+        let arguments: Vec<&[u8]> = arguments.iter().map(AsRef::as_ref).collect();
         String::from_utf8(arguments.join(&b' ')).unwrap()
     }
 
@@ -460,7 +472,12 @@ mod tests {
         let mut settings = Settings::default();
         let target = b"tcp:b:1";
         let arguments = |settings: &Settings, only, full| {
-            joined(&settings.dsync_arguments(target, only, full, b"ST"))
+            let parameters = settings.dsync_parameters(only);
+            joined(
+                &parameters
+                    .arguments(target, full, b"ST")
+                    .collect::<Vec<_>>(),
+            )
         };
         assert_eq!(arguments(&settings, true, false), "-d -N -l 30 -U -s ST");
         assert_eq!(arguments(&settings, true, true), "-d -N -l 30 -U -f -s ST");
@@ -478,8 +495,9 @@ mod tests {
             arguments(&settings, true, true),
             "-Nl 30 -x d -f -s ST tcp:b:1"
         );
-        let empty = settings.dsync_arguments(target, true, false, b"");
-        assert_eq!(empty.get(empty.len() - 2), Some(&vec![]));
+        let parameters = settings.dsync_parameters(true);
+        let empty: Vec<_> = parameters.arguments(target, false, b"").collect();
+        assert_eq!(empty.get(empty.len() - 2), Some(&&b""[..]));
     }
 
     #[test]

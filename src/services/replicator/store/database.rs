@@ -2,6 +2,22 @@
 
 use super::*;
 
+/// The statements of a [`Worker::put`], looked up once for all of a transaction.
+pub(super) struct Puts<'c> {
+    replica: CachedStatement<'c>,
+    state: CachedStatement<'c>,
+}
+
+impl<'c> Puts<'c> {
+    pub(super) fn prepare(connection: &'c Connection) -> rusqlite::Result<Self> {
+        let replica = "INSERT OR REPLACE INTO replica VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+        Ok(Self {
+            replica: connection.prepare_cached(replica)?,
+            state: connection.prepare_cached("INSERT OR REPLACE INTO state VALUES(?, ?, ?)")?,
+        })
+    }
+}
+
 impl Worker {
     pub(super) fn open(&mut self, lost: bool) -> Result<Connection, OpenError> {
         let path = self.path();
@@ -290,15 +306,19 @@ impl Worker {
         batch: &Batch,
     ) -> rusqlite::Result<()> {
         let transaction = connection.transaction()?;
+        let mut puts = Puts::prepare(&transaction)?;
         for change in &batch.changes {
             match change {
-                RecordChange::Put { record, state } => self.put(&transaction, record, state)?,
+                RecordChange::Put { record, state } => {
+                    self.put(&transaction, &mut puts, record, state)?;
+                }
                 RecordChange::Remove { username, target } => {
                     self.remove(&transaction, username, target)?;
                 }
                 RecordChange::BootSettled => self.set_boot_id(&transaction)?,
             }
         }
+        drop(puts);
         transaction.commit()
     }
 
@@ -315,34 +335,30 @@ impl Worker {
     pub(super) fn put(
         &mut self,
         connection: &Connection,
+        puts: &mut Puts<'_>,
         record: &Record,
         state: &StateChange,
     ) -> rusqlite::Result<()> {
         let target_id = self.target_id(connection, &record.target)?;
         let username = Text(&record.username);
-        connection
-            .prepare_cached(
-                "INSERT OR REPLACE INTO replica VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            )?
-            .execute(rusqlite::params![
-                username,
-                target_id,
-                record.priority as u8,
-                record.last_update.0,
-                record.last_fast_sync.0,
-                record.last_full_sync.0,
-                record.last_success.0,
-                record.failures,
-                record.force_full,
-                record.has_state,
-                record.reason,
-                record.stale as u8,
-            ])?;
+        puts.replica.execute(rusqlite::params![
+            username,
+            target_id,
+            record.priority as u8,
+            record.last_update.0,
+            record.last_fast_sync.0,
+            record.last_full_sync.0,
+            record.last_success.0,
+            record.failures,
+            record.force_full,
+            record.has_state,
+            record.reason,
+            record.stale as u8,
+        ])?;
         match state {
             StateChange::Keep | StateChange::CopyFrom(_) => {}
             StateChange::Set(state) if !state.is_empty() => {
-                connection
-                    .prepare_cached("INSERT OR REPLACE INTO state VALUES(?, ?, ?)")?
+                puts.state
                     .execute(rusqlite::params![username, target_id, state])?;
             }
             StateChange::Set(_) | StateChange::Forget => {

@@ -37,9 +37,9 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, ToSql};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension, ToSql};
 
-use database::checkpoint;
+use database::{Puts, checkpoint};
 use worker::Worker;
 
 use crate::engine::Priority;

@@ -15,6 +15,7 @@ impl Worker {
         let target = self.options.default_target.clone();
         let (mut users, mut bad_lines) = (0, 0);
         let mut reader = BufReader::with_capacity(256 * 1024, file);
+        let mut puts = Puts::prepare(connection)?;
         let mut line = Vec::new();
         loop {
             line.clear();
@@ -35,7 +36,7 @@ impl Worker {
             match parse_stock_line(&line, &target) {
                 Some((record, state)) => {
                     users += 1;
-                    self.put(connection, &record, &state)?;
+                    self.put(connection, &mut puts, &record, &state)?;
                 }
                 None => bad_lines += 1,
             }
