@@ -72,6 +72,20 @@ stage: require-dovecot
 	@cp -a "$(out)/destdir$(libexecdir)/." $(out)/lib.new/
 	@rm -rf $(out)/lib $(out)/destdir && mv $(out)/lib.new $(out)/lib
 
+# The headers alone, for `make foreign` in a root that has another Dovecot.
+.PHONY: headers
+headers: require-dovecot
+	@rm -rf $(out)/headers && mkdir -p $(out)/headers
+	@cp -rL "$(include_dir)" $(out)/headers/include
+	@printf 'dovecot_pkgincludedir=%s\ndovecot_pkglibdir=%s\n' "$(CURDIR)/$(out)/headers/include" "$(libexecdir)" \
+		>$(out)/headers/dovecot-config
+
+# The mail plugin for the release of DOVECOT_CONFIG's headers and this system's C library; never installed.
+.PHONY: foreign
+foreign: require-dovecot
+	@$(call cdylib,plugin)
+	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/foreign/lib20_replication_plugin.so)
+
 # The mail plugin that panics where a test wants it; never installed.
 .PHONY: panics
 panics: require-dovecot

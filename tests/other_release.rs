@@ -1,8 +1,8 @@
 //! Our files beside a Dovecot of another release, as after an upgrade of Dovecot alone: mail goes on, and
 //! the log says what an admin should do.
 //!
-//! The builds are those of the other roots. Into the root with the oldest C library those of the others
-//! cannot be loaded at all, which no upgrade leads to.
+//! The builds are those of the other roots. In the root with the oldest C library those of the others
+//! cannot be loaded at all, which no upgrade leads to: one plugin is built for it there.
 
 mod harness;
 
@@ -18,8 +18,11 @@ use std::process::{Command, ExitCode};
 
 const USER: &str = "user";
 
-/// The releases with a C library that loads the builds made on the others.
-const NEW_LIBC: [&str; 3] = ["2.3.19.1", "2.4.1", "2.4.5"];
+/// The release whose root has too old a C library for the builds made in the others.
+const OLD_LIBC: &str = "2.3.13";
+
+/// The release whose plugin is built there too (`make foreign`).
+const FOREIGN: &str = "2.3.19.1";
 
 /// What we install, below Dovecot's library directory.
 const FILES: [&str; 5] = [
@@ -272,6 +275,19 @@ fn settings_module_is_missing(target: &Target) -> Outcome {
 /// What a trial does on its target with the build for another release.
 type Case = fn(&Target, &str) -> Outcome;
 
+/// With all files; `{}` is the build's release.
+const CASES: [(&str, Case); 3] = [
+    (
+        "everything_is_of_{}_and_mail_goes_on",
+        everything_steps_aside,
+    ),
+    ("daemons_of_{}_end_and_say_why", daemons_step_aside),
+    (
+        "settings_of_{}_in_dovecot_conf_are_refused_by_name",
+        configuration_is_refused,
+    ),
+];
+
 fn main() -> ExitCode {
     let targets: Vec<Target> = Target::all().into_iter().filter(Target::is_ours).collect();
     let mut staged = Target::all_staged();
@@ -279,12 +295,15 @@ fn main() -> ExitCode {
     let versions: Vec<String> = targets.iter().map(|its| its.version.clone()).collect();
     let mut trials = Vec::new();
     for (target, staged) in targets.iter().zip(&staged) {
-        for build in &versions {
-            let loads = *build == "2.3.13" || NEW_LIBC.contains(&target.version.as_str());
-            if *build == target.version || !loads {
-                continue;
+        for build in versions.iter().filter(|build| **build != target.version) {
+            let mut plugin = top().join("build").join(build).join(PLUGIN);
+            let loads = *build == OLD_LIBC || target.version != OLD_LIBC;
+            if !loads {
+                plugin = top().join("build").join(build).join("foreign").join(PLUGIN);
+                if !plugin.is_file() && *build != FOREIGN {
+                    continue;
+                }
             }
-            let plugin = top().join("build").join(build).join(PLUGIN);
             let mut target = target.clone();
             if !plugin.is_file() {
                 let reason = format!("no {}", plugin.display());
@@ -294,18 +313,10 @@ fn main() -> ExitCode {
             let (its, of) = (target.clone(), build.clone());
             let name = format!("plugin_of_{build}_warns_once_and_steps_aside");
             trials.push(trial(&target, &name, move || plugin_steps_aside(&its, &of)));
-            let cases: [(&str, Case); 3] = [
-                (
-                    "everything_is_of_{}_and_mail_goes_on",
-                    everything_steps_aside,
-                ),
-                ("daemons_of_{}_end_and_say_why", daemons_step_aside),
-                (
-                    "settings_of_{}_in_dovecot_conf_are_refused_by_name",
-                    configuration_is_refused,
-                ),
-            ];
-            for (name, case) in cases {
+            if !loads {
+                continue;
+            }
+            for (name, case) in CASES {
                 let mut its = staged.clone();
                 its.missing = its.missing.or_else(|| target.missing.clone());
                 let of = build.clone();
