@@ -388,6 +388,86 @@ fn whole_life(target: &Target) -> Outcome {
     works_without_us(&root)
 }
 
+/// Each setting that Dovecot does not know without us, with its default.
+const DEFAULTS: &str = "\
+replication_sync_deadline = 10 mins
+replication_retry_min_interval = 500 ms
+replication_retry_max_interval = 5 mins
+replication_probe_timeout = 5 s
+";
+
+const DEFAULTS_2_4: &str = "\
+mail_replica =
+mail_replica8 =
+noreplicate = no
+replication_sync_timeout = 0
+replication_max_conns = 10
+replication_full_sync_interval = 1 day
+replication_dsync_parameters = -N -l 30
+replicator_host = replicator
+replicator_port = 0
+service aggregator {
+  process_limit = 1
+}
+service replicator {
+  process_limit = 1
+}
+protocol imap {
+  mail_plugins {
+    replication = yes
+  }
+}
+";
+
+/// `conf` without the lines that `says` names, as an admin takes them out: a block with all that is in it.
+fn without(conf: &str, says: &str) -> String {
+    let named: Vec<&str> = says.lines().map(str::trim).collect();
+    let mut left = String::new();
+    let mut lines = conf.lines();
+    while let Some(line) = lines.next() {
+        let key = |line: &str| line.split('=').next().map(|key| key.trim().to_owned());
+        let is_setting = line.contains('=');
+        if is_setting
+            && named
+                .iter()
+                .any(|its| its.contains('=') && key(its) == key(line))
+        {
+            continue;
+        }
+        if line.ends_with('{') && named.contains(&line.trim()) {
+            lines.by_ref().find(|line| *line == "}");
+            continue;
+        }
+        left += line;
+        left.push('\n');
+    }
+    left
+}
+
+/// Once what the removal names is out Dovecot takes the rest, also where what was named was the default.
+fn named_is_all(target: &Target) -> Outcome {
+    let root = Root::of(target)?;
+    let deb = root.deb("")?;
+    root.done(&format!("dpkg -i {deb}"))?;
+    let plain = fs::read_to_string(root.path(CONF))?;
+    let defaults = DEFAULTS.to_owned() + target.series().pick("", DEFAULTS_2_4);
+    let conf = format!("{plain}\n{defaults}");
+    root.configure(&conf)?;
+    root.done("doveconf -n")?;
+    let says = root.refused(&format!("dpkg -r {PACKAGE}"))?;
+    let left = without(&conf, &says);
+    root.configure(&left)?;
+    root.done(&format!("dpkg -r {PACKAGE}"))?;
+    root.done("doveconf -n").map_err(|failed| {
+        let failed = failed.message().unwrap_or("?");
+        format!("{failed}\nafter {says}")
+    })?;
+    // All of it was unknown: the trial would see what is not named.
+    root.configure(&conf)?;
+    let says = root.refused("doveconf -n")?;
+    check(says.contains("nknown setting"), || says)
+}
+
 /// An upgrade of the package leaves all as it is; one that breaks off is undone.
 fn upgraded_and_cut_off(target: &Target) -> Outcome {
     let root = Root::of(target)?;
@@ -552,6 +632,7 @@ fn trials() -> Vec<libtest_mimic::Trial> {
                 "package_is_upgraded_and_one_that_breaks_off_is_undone",
                 upgraded_and_cut_off,
             ),
+            ("what_removal_names_is_all_that_has_to_go", named_is_all),
             ("package_and_make_install_keep_apart", beside_make_install),
             ("package_is_for_one_abi", abi_is_exact),
             (
