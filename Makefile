@@ -3,6 +3,8 @@
 # DOVECOT_CONFIG  dovecot-config of the Dovecot to build for (default: the machine's)
 # DESTDIR         install below this directory, for packagers: nothing is diverted then
 # moduledir, libexecdir  where to install, default what dovecot-config says
+# DEB_DIR         where `make deb` leaves the package, default build/<version>
+# DEB_REVISION    added to the package's version, as +2
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,6 +17,7 @@ export DOVECOT_CONFIG
 dovecot_value = $(shell sed -n "s/^$(1)=//p" "$(DOVECOT_CONFIG)" 2>/dev/null | tr -d "\"'")
 include_dir := $(call dovecot_value,dovecot_pkgincludedir)
 version := $(shell sed -n 's/^\#define PACKAGE_VERSION "\([0-9.]*\).*/\1/p' "$(include_dir)/config.h" 2>/dev/null)
+abi := $(shell sed -n 's/^\#define DOVECOT_ABI_VERSION "\(.*\)"/\1/p' "$(include_dir)/config.h" 2>/dev/null)
 series := $(if $(filter 2.4%,$(version)),2.4,2.3)
 moduledir ?= $(call dovecot_value,dovecot_moduledir)
 libexecdir ?= $(call dovecot_value,dovecot_pkglibexecdir)
@@ -25,9 +28,7 @@ out := build/$(version)
 # One target directory per Dovecot: bindings of two versions never meet.
 target := $(CARGO_TARGET_DIR)/dovecot-$(version)
 cargo := CARGO_TARGET_DIR=$(target) $(CARGO)
-# Without partial relro Rust links with -z now, and Dovecot cannot say which plugin is missing.
-cdylib = $(cargo) rustc --locked --lib --crate-type cdylib --no-default-features --profile module \
-	--features "$(1)" -- -C relro-level=partial
+cdylib = $(cargo) rustc --locked --lib --crate-type cdylib --no-default-features --profile module --features "$(1)"
 
 # What is built, and where it goes.
 installed := \
@@ -71,6 +72,20 @@ stage: require-dovecot
 	@cp -a "$(out)/destdir$(libexecdir)/." $(out)/lib.new/
 	@rm -rf $(out)/lib $(out)/destdir && mv $(out)/lib.new $(out)/lib
 
+# The headers alone, for `make foreign` in a root that has another Dovecot.
+.PHONY: headers
+headers: require-dovecot
+	@rm -rf $(out)/headers && mkdir -p $(out)/headers
+	@cp -rL "$(include_dir)" $(out)/headers/include
+	@printf 'dovecot_pkgincludedir=%s\ndovecot_pkglibdir=%s\n' "$(CURDIR)/$(out)/headers/include" "$(libexecdir)" \
+		>$(out)/headers/dovecot-config
+
+# The mail plugin for the release of DOVECOT_CONFIG's headers and this system's C library; never installed.
+.PHONY: foreign
+foreign: require-dovecot
+	@$(call cdylib,plugin)
+	@$(call place,$(target)/module/libdovecot_replication.so,$(out)/foreign/lib20_replication_plugin.so)
+
 # The mail plugin that panics where a test wants it; never installed.
 .PHONY: panics
 panics: require-dovecot
@@ -82,25 +97,24 @@ load-2.4 := mail_plugins { notify = yes  replication = yes }
 
 .PHONY: install
 install: require-dovecot ## Install what was built, diverting the distribution's files of the same names
-	@for name in $(notdir $(installed)); do test -e "$(out)/$$name" || \
-		{ echo "$(out)/$$name is missing: run 'make build' first" >&2; exit 1; }; done
+	@$(no_package)
+	@$(is_built)
 	@$(foreach file,$(installed),$(call divert,$(file)); $(call place,$(out)/$(notdir $(file)),$(DESTDIR)$(file));)
 	@echo "installed. Load the plugin with: $(load-$(series))"
 
-# What Dovecot does not start or deliver with once our files are gone, in the words of `doveconf -n`.
-# On 2.3 stock's files are back then, on 2.4 there is nothing.
-named-2.3 := ^ *replication_(sync_deadline|retry_min_interval|retry_max_interval|probe_timeout) *=
-named-2.4 := ^ *(mail_replica[2-8]?|noreplicate|replication_[a-z_]+|replicator_(host|port)) *=
-named-2.4 := $(named-2.4)|^ *mail_plugins *=.*replication|^ +replication = yes|^ *service (aggregator|replicator) *[{]
-
 .PHONY: uninstall
 uninstall: require-dovecot ## Take out what was installed and restore the distribution's files
-	@test -n "$(DESTDIR)" || ! command -v doveconf >/dev/null || { \
-		used=$$(doveconf -n 2>/dev/null | grep -E '$(named-$(series))' || true); \
-		test -z "$$used" || { echo "dovecot.conf names what is this project's; take these lines out first:" >&2; \
-			echo "$$used" >&2; exit 1; }; }
+	@$(no_package)
+	@test -n "$(DESTDIR)" || { . debian/lib.sh; named_in_conf $(series); }
 	@$(foreach file,$(installed),if $(call is_ours,$(DESTDIR)$(file)); then rm -f "$(DESTDIR)$(file)"; fi; $(call restore,$(file));)
 	@echo "uninstalled"
+
+DEB_DIR ?= $(out)
+.PHONY: deb
+deb: require-dovecot ## Make a Debian package of what was built, for exactly this Dovecot
+	@rm -rf $(DEB_DIR)/deb $(DEB_DIR)/dovecot-replication_*.deb
+	@$(MAKE) --no-print-directory --silent install DESTDIR="$(abspath $(DEB_DIR))/deb/root" >/dev/null
+	@debian/build "$(DEB_DIR)" "$(version)" "$(abi)" "$(moduledir)" "$(libexecdir)"
 
 ##@ Work on it
 .PHONY: setup
@@ -142,6 +156,14 @@ clean: ## Remove what was built
 require-dovecot:
 	@test -n "$(version)" || { echo "Dovecot's headers were not found (dovecot-config: '$(DOVECOT_CONFIG)'): \
 	install dovecot-dev (Debian: make setup), or name the file in DOVECOT_CONFIG" >&2; exit 1; }
+
+is_built = for name in $(notdir $(installed)); do test -e "$(out)/$$name" || \
+	{ echo "$(out)/$$name is missing: run 'make build' first" >&2; exit 1; }; done
+
+# Files that dpkg put there are dpkg's to take away.
+no_package = test -n "$(DESTDIR)" || ! command -v dpkg-query >/dev/null || \
+	test "$$(dpkg-query -W -f '$${db:Status-Status}' dovecot-replication 2>/dev/null)" != installed || \
+	{ echo "the package dovecot-replication is installed: remove it first (apt-get remove dovecot-replication)" >&2; exit 1; }
 
 # A file that a process has mapped is never written: a new one takes its name.
 # Steps are separated by `;`, here and below: the shell's -e does not end on a failure before an `&&`.

@@ -1,4 +1,4 @@
-/* A user's settings on Dovecot 2.3. */
+/* A user's settings and the end of notify on Dovecot 2.3. */
 #include "plugin.h"
 #include "replication-settings.h"
 
@@ -22,4 +22,9 @@ void replication_shim_user_settings(struct mail_user *user,
 	} T_END;
 	set_r->sync_timeout =
 		mail_user_plugin_getenv(user, "replication_sync_timeout");
+}
+
+void replication_shim_notify_unregister(struct notify_context *context)
+{
+	notify_unregister(context);
 }

@@ -1,4 +1,4 @@
-/* A user's settings on Dovecot 2.4. */
+/* A user's settings and the end of notify on Dovecot 2.4. */
 #include "plugin.h"
 #include "settings.h"
 #include "replication-settings.h"
@@ -25,4 +25,9 @@ void replication_shim_user_settings(struct mail_user *user,
 			set->replication_sync_timeout);
 	}
 	settings_free(set);
+}
+
+void replication_shim_notify_unregister(struct notify_context *context)
+{
+	notify_unregister(&context);
 }

@@ -14,6 +14,44 @@ static MODULE_CONTEXT_DEFINE_INIT(replication_shim_user_module,
 
 static const struct ReplicationCallbacks *shim_callbacks;
 
+/* A plugin's own version, which Dovecot has compared with its own; no header
+   has it. */
+extern const char *notify_plugin_version;
+
+const char *replication_shim_running_abi(void)
+{
+	return &notify_plugin_version == NULL ? NULL : notify_plugin_version;
+}
+
+bool replication_shim_can_log(void)
+{
+	return i_debug != NULL && i_info != NULL &&
+		i_warning != NULL && i_error != NULL;
+}
+
+struct notify_context *
+replication_shim_notify_register(const struct notify_vfuncs *vfuncs)
+{
+	return notify_register(vfuncs);
+}
+
+void replication_shim_storage_hooks_add(struct module *module,
+					const struct mail_storage_hooks *hooks)
+{
+	mail_storage_hooks_add(module, hooks);
+}
+
+void replication_shim_storage_hooks_remove(const struct mail_storage_hooks *hooks)
+{
+	mail_storage_hooks_remove(hooks);
+}
+
+struct mail_namespace *
+replication_shim_mailbox_namespace(const struct mailbox *box)
+{
+	return mailbox_get_namespace(box);
+}
+
 void replication_shim_set_callbacks(const struct ReplicationCallbacks *callbacks)
 {
 	shim_callbacks = callbacks;

@@ -15,6 +15,23 @@
 struct module;
 struct timeout;
 
+/* The ABI version of the Dovecot that this process is, as its notify plugin has
+   it; NULL if there is none. In another release than the headers' nothing else
+   of this file but replication_shim_can_log() is called. */
+const char *replication_shim_running_abi(void);
+/* Whether replication_shim_log() has something to log to. */
+bool replication_shim_can_log(void);
+
+/* Dovecot's functions of these names. */
+struct notify_context *
+replication_shim_notify_register(const struct notify_vfuncs *vfuncs);
+void replication_shim_notify_unregister(struct notify_context *context);
+void replication_shim_storage_hooks_add(struct module *module,
+					const struct mail_storage_hooks *hooks);
+void replication_shim_storage_hooks_remove(const struct mail_storage_hooks *hooks);
+struct mail_namespace *
+replication_shim_mailbox_namespace(const struct mailbox *box);
+
 /* Whom the shim calls; valid until deinit. */
 void replication_shim_set_callbacks(const struct ReplicationCallbacks *callbacks);
 

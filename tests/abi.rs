@@ -33,6 +33,28 @@ fn exports(target: &Target) -> Outcome {
     })
 }
 
+/// Another release of Dovecot may lack what is named: it is named weakly, and the plugin loads all the same.
+fn needs_nothing_of_dovecot(target: &Target) -> Outcome {
+    let plugin = target.plugin.as_ref().ok_or("no plugin of ours")?;
+    let output = std::process::Command::new("nm")
+        .args(["-D", "--undefined-only", "--format=posix"])
+        .arg(plugin)
+        .output()?;
+    check(output.status.success(), || format!("nm: {output:?}"))?;
+    let text = String::from_utf8(output.stdout)?;
+    let needed = |line: &&str| {
+        let mut words = line.split_whitespace();
+        // What a C library has bears a version.
+        let of_system = words.next().is_some_and(|name| name.contains('@'));
+        !of_system && words.next() == Some("U")
+    };
+    let needed: Vec<_> = text.lines().filter(needed).collect();
+    check(needed.is_empty(), || {
+        format!("not in c-shim/weak.h, or named in Rust: {needed:?}")
+    })?;
+    check(text.contains("notify_register w"), || text.clone())
+}
+
 /// Builds the host in the target and runs it; `flags` are the compiler's.
 fn host(target: &Target, flags: &[&str]) -> Outcome {
     let dir = tempfile::tempdir_in(target.outside(Path::new("/tmp")))?;
@@ -102,6 +124,12 @@ fn main() -> ExitCode {
             });
         }
         if target.is_ours() {
+            let its = target.clone();
+            trials.push(trial(
+                &target,
+                "needs_no_symbol_of_dovecot_to_be_loaded",
+                move || needs_nothing_of_dovecot(&its),
+            ));
             let its = target.clone();
             trials.push(trial(
                 &target,

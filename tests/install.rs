@@ -293,6 +293,8 @@ fn settings_in_use(target: &Target) -> Outcome {
         cases.extend([
             ("mail_replica = tcp:b", "mail_replica = tcp:b"),
             ("replicator_port = 7", "replicator_port = 7"),
+            // The default, which Dovecot does not know without us either.
+            ("replication_max_conns = 10", "replication_max_conns = 10"),
             (
                 "mail_plugins {\n notify = yes\n replication = yes\n}",
                 "  replication = yes",

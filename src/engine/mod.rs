@@ -4,6 +4,7 @@
 //! with `poll_*`. Everything here runs in a test without Dovecot.
 #![forbid(unsafe_code)]
 
+mod abi;
 pub mod aggregator;
 pub mod healing;
 mod notification;
@@ -17,6 +18,7 @@ mod sync_reply;
 mod sync_timeout;
 pub mod time;
 
+pub use abi::is_same_abi;
 pub use notification::{LINE_MAX_BYTES, Notification, notification_line};
 pub use outage::{Outage, RETRY_FIRST, RETRY_LONGEST};
 pub use pending::{PENDING_USERS_MAX, Pending};

@@ -76,11 +76,25 @@ pub fn now() -> Now {
 /// The version of Dovecot that this was built for.
 #[must_use]
 pub fn dovecot_version() -> (u32, u32, u32) {
-    let mut numbers = env!("DOVECOT_VERSION")
-        .split(|c: char| !c.is_ascii_digit())
+    let (major, minor, patch, _) = numbers(env!("DOVECOT_VERSION"));
+    (major, minor, patch)
+}
+
+/// A release of Dovecot; what distributions add after `-` is none.
+fn numbers(version: &str) -> (u32, u32, u32, u32) {
+    let release = version.split(['-', ' ', '(']).next().unwrap_or_default();
+    let mut numbers = release
+        .split('.')
         .map(|number| number.parse().unwrap_or_default());
     let mut next = || numbers.next().unwrap_or_default();
-    (next(), next(), next())
+    (next(), next(), next(), next())
+}
+
+/// The master's version where it is another release than this was built for. The master gives it to its
+/// services in the environment; libdovecot compares it with its own, which may be the new one already.
+fn other_release() -> Option<String> {
+    let running = std::env::var("DOVECOT_VERSION").ok()?;
+    (numbers(&running) != numbers(env!("DOVECOT_VERSION"))).then_some(running)
 }
 
 /// Runs a service until the master stops it. `prepare` opens what needs root; `start` makes the
@@ -92,6 +106,16 @@ pub fn run<P, D: Daemon + 'static>(
 ) -> ExitCode {
     crate::mark();
     abort_on_panic();
+    if let Some(running) = other_release() {
+        // Nothing of libdovecot may be called; the master logs what a service writes here.
+        eprintln!(
+            "{} is built for Dovecot {}, this Dovecot is {running}: \
+             install the build for this Dovecot and restart it",
+            service.name.to_string_lossy(),
+            env!("DOVECOT_VERSION")
+        );
+        return ExitCode::from(FATAL_DEFAULT);
+    }
     prepare_threads(block_signals);
     let mut args = args();
     let count = c_int::try_from(args.len()).unwrap_or_default();

@@ -184,7 +184,7 @@ impl<'a> Mailbox<'a> {
     #[must_use]
     pub fn namespace(self) -> Option<Namespace<'a>> {
         // SAFETY: the mailbox lives for 'a; the function only reads.
-        let namespace = unsafe { ffi::mailbox_get_namespace(self.0.as_ptr()) };
+        let namespace = unsafe { ffi::replication_shim_mailbox_namespace(self.0.as_ptr()) };
         NonNull::new(namespace).map(|namespace| Namespace(namespace, PhantomData))
     }
 

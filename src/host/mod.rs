@@ -3,6 +3,8 @@
 //! Bindings and `unsafe` stay in this room and in `plugin`. Pointers that Dovecot hands to a hook are
 //! wrapped for the time of that hook; nothing here keeps one.
 
+#[cfg(feature = "plugin")]
+pub mod abi;
 pub mod bindings;
 #[cfg(feature = "daemon")]
 pub mod daemon;

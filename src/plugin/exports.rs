@@ -1,8 +1,8 @@
 //! Every symbol that Dovecot looks up by name, and no other.
 //!
 //! Source of the names: Dovecot, `src/lib/module-dir.c`: `lib20_replication_plugin.so` gives
-//! `replication_plugin_version`, `_dependencies`, `_init` and `_deinit`, and `lib10_doveadm_replicator_plugin.so`
-//! the same of `doveadm_replicator_plugin`.
+//! `replication_plugin_dependencies`, `_init` and `_deinit`, and `lib10_doveadm_replicator_plugin.so`
+//! `doveadm_replicator_plugin_version`, `_init` and `_deinit`.
 
 /// A pointer that C reads.
 #[repr(transparent)]
@@ -20,12 +20,10 @@ mod mail_plugin {
     use crate::host::guard::guard;
     use crate::plugin::hooks;
 
-    /// The ABI this plugin was built for; Dovecot compares it with its own.
-    #[unsafe(no_mangle)]
-    pub static replication_plugin_version: CPointer<u8> =
-        CPointer(ffi::DOVECOT_ABI_VERSION.as_ptr().cast());
+    // No replication_plugin_version: of another release Dovecot would refuse it, and with it every login
+    // and delivery. init compares instead.
 
-    /// The plugins that must be loaded also: an array that ends with NULL.
+    /// The plugins that must be loaded also: an array that ends with NULL. Of notify init asks the version.
     #[unsafe(no_mangle)]
     pub static replication_plugin_dependencies: [CPointer<c_char>; 2] =
         [CPointer(c"notify".as_ptr()), CPointer(std::ptr::null())];

@@ -4,7 +4,7 @@
 //! empty it. Changes that dsync makes are never notified back: its transactions carry a flag, and for
 //! the rest the user's `dsyncing` is asked in each hook, since it is set after the user was created.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::os::raw::c_char;
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use crossbeam_channel::Sender;
 use super::callbacks::ReplicationCallbacks;
 use super::main_thread::MainThread;
 use super::notifier::{self, Notifier};
-use crate::engine::{Notification, Priority, parse_sync_timeout};
+use crate::engine::{Notification, Priority, is_same_abi, parse_sync_timeout};
+use crate::host::abi;
 use crate::host::bindings as ffi;
 use crate::host::guard::{self, guard};
 use crate::host::mail::{
@@ -24,6 +25,8 @@ use crate::host::mail::{
 static NOTIFIER: MainThread<Notifier> = MainThread::new();
 static SENDER: MainThread<Sender<Notification>> = MainThread::new();
 static REGISTERED: MainThread<Registered> = MainThread::new();
+/// Why settings could not be read last; where it is one reason for all users it is told once.
+static SETTINGS_ERROR: MainThread<Box<[u8]>> = MainThread::new();
 
 /// What is taken back at deinit.
 struct Registered {
@@ -89,22 +92,35 @@ static STORAGE_HOOKS: ffi::mail_storage_hooks = ffi::mail_storage_hooks {
 
 /// Sends what is logged, and what a panic says, to Dovecot's log.
 pub fn init_log() {
-    crate::host::log::init(log::LevelFilter::Info);
+    if abi::can_log() {
+        crate::host::log::init(log::LevelFilter::Info);
+    }
     guard::silence_panic_hook();
 }
 
-/// Registers with Dovecot and its notify plugin.
+/// Registers with Dovecot and its notify plugin; in another Dovecot than it is built for it only says so.
 pub fn init(module: *mut ffi::module) {
+    let (built_for, running) = (abi::built_for(), abi::running());
+    if running.is_none_or(|running| !is_same_abi(built_for.to_bytes(), running.to_bytes())) {
+        let running = running.map_or("of an unknown release".into(), CStr::to_string_lossy);
+        log::warn!(
+            "replication: this plugin is built for Dovecot {}, this Dovecot is {running}: mail goes on, but what \
+             changes here is not replicated until the plugin that is built for this Dovecot is installed \
+             and Dovecot restarted",
+            built_for.to_string_lossy()
+        );
+        return;
+    }
     let (sender, receiver) = notifier::channel();
     SENDER.set(sender);
     NOTIFIER.set(Notifier::new(receiver));
     // SAFETY: CALLBACKS lives as long as the plugin is loaded.
     unsafe { ffi::replication_shim_set_callbacks((&raw const CALLBACKS).cast()) };
     // SAFETY: the notify plugin copies the table.
-    let notify = unsafe { ffi::notify_register(&raw const NOTIFY_HOOKS) };
+    let notify = unsafe { ffi::replication_shim_notify_register(&raw const NOTIFY_HOOKS) };
     REGISTERED.set(Registered { notify });
     // SAFETY: the hooks live as long as the plugin is loaded; module is Dovecot's.
-    unsafe { ffi::mail_storage_hooks_add(module, &raw const STORAGE_HOOKS) };
+    unsafe { ffi::replication_shim_storage_hooks_add(module, &raw const STORAGE_HOOKS) };
 }
 
 /// A last try for what waits.
@@ -118,24 +134,14 @@ pub fn deinit() {
 pub fn unhook() {
     if let Some(registered) = REGISTERED.take() {
         // SAFETY: the hooks were added by init.
-        unsafe { ffi::mail_storage_hooks_remove(&raw const STORAGE_HOOKS) };
-        unregister(registered.notify);
+        unsafe { ffi::replication_shim_storage_hooks_remove(&raw const STORAGE_HOOKS) };
+        // SAFETY: the context came from notify_register and is given back once.
+        unsafe { ffi::replication_shim_notify_unregister(registered.notify) };
     }
     guard::restore_panic_hook();
+    drop(SETTINGS_ERROR.take());
     drop(SENDER.take());
     drop(NOTIFIER.take());
-}
-
-#[cfg(not(dovecot_2_4))]
-fn unregister(notify: *mut ffi::notify_context) {
-    // SAFETY: the context came from notify_register and is given back once.
-    unsafe { ffi::notify_unregister(notify) };
-}
-
-#[cfg(dovecot_2_4)]
-fn unregister(mut notify: *mut ffi::notify_context) {
-    // SAFETY: the context came from notify_register and is given back once.
-    unsafe { ffi::notify_unregister(&raw mut notify) };
 }
 
 fn user_created(user: MailUser<'_>) {
@@ -146,12 +152,7 @@ fn user_created(user: MailUser<'_>) {
     let settings = user.settings();
     let username = || String::from_utf8_lossy(user.username());
     if let Some(error) = settings.error {
-        // The replicator asks userdb itself: a notification too many does no harm.
-        log::error!(
-            "replication({}): {}; changes are replicated if the replicator knows how, new mail does not wait",
-            username(),
-            String::from_utf8_lossy(error)
-        );
+        log_settings_error(user.username(), error);
     }
     let is_replicated = settings.has_replica || settings.error.is_some();
     if !is_replicated {
@@ -172,6 +173,25 @@ fn user_created(user: MailUser<'_>) {
         is_replicated,
         sync_timeout,
     }));
+}
+
+/// Once, where it is the same for all users.
+fn log_settings_error(username: &[u8], error: &[u8]) {
+    if SETTINGS_ERROR.with(|last| **last == *error) == Some(true) {
+        return;
+    }
+    SETTINGS_ERROR.set(error.into());
+    let error = String::from_utf8_lossy(error);
+    let hint = if error.contains("no settings struct named") {
+        " (settings/lib10_replication_settings.so is missing, or of another release than this Dovecot)"
+    } else {
+        ""
+    };
+    // The replicator asks userdb itself: a notification too many does no harm.
+    log::error!(
+        "replication({}): {error}{hint}; changes are replicated if the replicator knows how, new mail does not wait",
+        String::from_utf8_lossy(username)
+    );
 }
 
 fn concerned(namespace: Namespace<'_>) -> Option<Concerned<'_>> {
