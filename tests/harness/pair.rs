@@ -37,6 +37,8 @@ pub struct Pair {
     pub b: Node,
     /// The ports of their `service doveadm`, in the same order.
     pub ports: [Port; 2],
+    replication: [Replication; 2],
+    extra: [String; 2],
 }
 
 impl Builder {
@@ -84,7 +86,8 @@ impl Builder {
     /// When one does not start.
     pub fn start(self) -> Outcome<Pair> {
         let ports = [Port::take()?, Port::take()?];
-        let start = |own: usize| {
+        let mut replication = [Replication::default(), Replication::default()];
+        let mut start = |own: usize| {
             let target = if own == 0 { &self.a } else { &self.b };
             let peer = format!("tcp:127.0.0.1:{}", ports[1 - own].number());
             let mut users = self.users.clone();
@@ -101,7 +104,7 @@ impl Builder {
                 Replica::Command(command) => Some(command.clone()),
                 _ => None,
             };
-            let replication = Replication {
+            replication[own] = Replication {
                 command,
                 port: Some(ports[own].number()),
                 replicas,
@@ -116,12 +119,18 @@ impl Builder {
                 .services()
                 .hostname(["node-a", "node-b"][own])
                 .users(users)
-                .config(&replication.render(target.series()))
+                .config(&replication[own].render(target.series()))
                 .config(&self.extra[own])
                 .start()
         };
         let (a, b) = (start(0)?, start(1)?);
-        Ok(Pair { a, b, ports })
+        Ok(Pair {
+            a,
+            b,
+            ports,
+            replication,
+            extra: self.extra,
+        })
     }
 }
 
@@ -143,6 +152,16 @@ impl Pair {
             sync_timeout: None,
             replica: Replica::Port,
         }
+    }
+
+    /// Makes the first node (0) or the second (1), which is stopped, one of `target`, with the same settings in its syntax.
+    ///
+    /// # Errors
+    /// As [`Node::upgrade`].
+    pub fn upgrade(&mut self, own: usize, target: &Target) -> Outcome {
+        let config = self.replication[own].render(target.series()) + &self.extra[own];
+        let node = if own == 0 { &mut self.a } else { &mut self.b };
+        node.upgrade(target, &config)
     }
 
     /// Waits until the comparer finds no difference for any of `users`.
