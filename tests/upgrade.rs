@@ -37,16 +37,11 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const PACE: Duration = Duration::from_millis(60);
 
 /// From the pair's first release to its last.
-const WALKS: [&[(&str, Implementation)]; 3] = [
+const WALKS: [&[(&str, Implementation)]; 2] = [
     &[
         ("2.3.19.1", Implementation::Stock),
         ("2.3.19.1", Implementation::Ours),
         ("2.4.1", Implementation::Ours),
-    ],
-    &[
-        ("2.3.13", Implementation::Stock),
-        ("2.3.13", Implementation::Ours),
-        ("2.4.5", Implementation::Ours),
     ],
     &[
         ("2.4.1", Implementation::Ours),
@@ -119,9 +114,7 @@ impl Traffic {
         if number % 5 == 4 {
             let mut imap = Imap::connect(imap)?;
             imap.ok(&format!("LOGIN {user} {PASSWORD}"))?;
-            imap.append("Box", &message(&subject))?;
-            imap.ok("SELECT INBOX")?;
-            imap.ok("STORE * +FLAGS (\\Flagged by-client)")?;
+            imap.append("INBOX", &message(&subject))?;
             imap.logout()?;
         } else {
             let mut lmtp = Lmtp::connect(lmtp)?;
@@ -166,7 +159,10 @@ fn metrics(node: &Node) -> Outcome<BTreeMap<String, u64>> {
 fn show(node: &Node, user: &str) -> Outcome<BTreeMap<String, String>> {
     let shown = node.doveadm(&["-f", "tab", "replicator", "show", user])?;
     let mut lines = shown.lines();
-    let (names, values) = (lines.next().ok_or("no header")?, lines.next().ok_or("no row")?);
+    let (names, values) = (
+        lines.next().ok_or("no header")?,
+        lines.next().ok_or("no row")?,
+    );
     let names = names.split('\t').map(str::to_owned);
     Ok(names.zip(values.split('\t').map(str::to_owned)).collect())
 }
@@ -193,6 +189,22 @@ fn only_incremental(node: &Node) -> Outcome {
     )
 }
 
+/// The store has dsync's state of each user: no sync will do without it. (2.4 says so in the log if it cannot read 2.3's.)
+fn has_all_states(node: &Node) -> Outcome {
+    let store = rusqlite::Connection::open_with_flags(
+        node.path("state/replication.sqlite3"),
+        rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY,
+    )?;
+    let counted: usize = store.query_row(
+        "SELECT COUNT(*) FROM replica JOIN state USING(username, target_id) WHERE has_state",
+        [],
+        |row| row.get(0),
+    )?;
+    check(counted == USERS.len(), || {
+        format!("{}: {counted} states", node.target.name())
+    })
+}
+
 /// The subjects of all mail of the user, read from the Maildir: nobody has opened a mailbox for it.
 fn subjects(node: &Node, user: &str) -> Outcome<Vec<String>> {
     let maildir = node.path("mail").join(user).join("Maildir");
@@ -211,7 +223,12 @@ fn subjects_in(dir: &Path, found: &mut Vec<String>) -> Outcome {
     for entry in fs::read_dir(dir).into_iter().flatten() {
         let mail = fs::read_to_string(entry?.path())?;
         let subject = mail.lines().find_map(|line| line.strip_prefix("Subject: "));
-        found.push(subject.ok_or("a mail without a subject")?.trim_end().to_owned());
+        found.push(
+            subject
+                .ok_or("a mail without a subject")?
+                .trim_end()
+                .to_owned(),
+        );
     }
     Ok(())
 }
@@ -248,9 +265,8 @@ fn tolerate(node: &Node) {
         "Remote exit_code=75 TEMPFAIL",
         // The directory was the login user's of another release, which may have another uid.
         "Corrected permissions for login directory",
-        // Where a client and a dsync work on one Maildir; what counts is that all is equal.
-        "Duplicate file entry",
-        "Expunged message reappeared",
+        // Dovecot's own, of a busy machine and of a release that starts on another's files.
+        "stats-writer",
     ] {
         node.tolerate_log(text);
     }
@@ -259,7 +275,8 @@ fn tolerate(node: &Node) {
 /// One node becomes one of `target` while all mail goes to the other.
 fn upgrade(pair: &mut Pair, traffic: &Traffic, own: usize, target: &Target) -> Outcome {
     let of_stock = !node(pair, own).target.is_ours();
-    if !of_stock {
+    let are_ours = [&pair.a, &pair.b].iter().all(|node| node.target.is_ours());
+    if are_ours {
         only_incremental(node(pair, own))?;
     }
     let its_users = [USERS[own], USERS[own + 2]];
@@ -273,6 +290,9 @@ fn upgrade(pair: &mut Pair, traffic: &Traffic, own: usize, target: &Target) -> O
         stop_with_work_left(node(pair, own), traffic, left[0])?;
     }
     traffic.wait_more()?;
+    if are_ours {
+        has_all_states(node(pair, own))?;
+    }
     pair.upgrade(own, target)?;
     let node = node(pair, own);
     tolerate(node);
@@ -298,6 +318,25 @@ fn move_users(pair: &Pair, traffic: &Traffic, users: &[&str], to: usize) -> Outc
     }
     pair.wait_equal(users, PATIENCE)?;
     traffic.move_to(users, Some(to));
+    Ok(())
+}
+
+/// What a client does to a mail while nothing else changes: dsync itself may miss a flag that is set, or a mail that comes to
+/// another mailbox than INBOX, while it is at work.
+fn change_in_peace(pair: &Pair, traffic: &Traffic, user: &str, own: usize) -> Outcome {
+    let home = if own == 0 { &pair.a } else { &pair.b };
+    traffic.move_to(&[user], None);
+    pair.wait_equal(&[user], PATIENCE)?;
+    let mut imap = home.imap(user)?;
+    imap.ok("SELECT INBOX")?;
+    imap.ok(&format!(
+        "STORE * +FLAGS (\\Flagged on-{})",
+        home.target.version
+    ))?;
+    imap.ok("MOVE 1 Box")?;
+    imap.logout()?;
+    pair.wait_equal(&[user], PATIENCE)?;
+    traffic.move_to(&[user], Some(own));
     Ok(())
 }
 
@@ -333,12 +372,22 @@ fn walk(targets: &[Target]) -> Outcome {
     tolerate(&pair.a);
     tolerate(&pair.b);
     welcome(&pair)?;
+    if targets[0].is_ours() {
+        // First syncs are full ones: the counters begin after them.
+        pair.wait_idle()?;
+        for own in [0, 1] {
+            node(&mut pair, own).stop()?;
+            node(&mut pair, own).restart()?;
+        }
+    }
     let traffic = Traffic::of(&pair);
     let walked = std::thread::scope(|scope| {
         let writer = scope.spawn(|| traffic.run());
         let walked = steps(&mut pair, &traffic, &targets[1..]);
         traffic.stop.store(true, Ordering::Relaxed);
-        let written = writer.join().map_err(|_| Failed::from("the traffic panicked"))?;
+        let written = writer
+            .join()
+            .map_err(|_| Failed::from("the traffic panicked"))?;
         walked.and(written)
     });
     walked.map_err(|failed| told(&pair, &failed))?;
@@ -347,6 +396,7 @@ fn walk(targets: &[Target]) -> Outcome {
     pair.wait_idle()?;
     for node in [&pair.a, &pair.b] {
         only_incremental(node)?;
+        has_all_states(node)?;
     }
     println!("{} mails", traffic.count());
     pair.finish()
@@ -359,6 +409,8 @@ fn steps(pair: &mut Pair, traffic: &Traffic, targets: &[Target]) -> Outcome {
             traffic.wait_more()?;
             upgrade(pair, traffic, own, target)?;
             if pair.a.target.is_ours() && pair.b.target.is_ours() {
+                change_in_peace(pair, traffic, USERS[0], 0)?;
+                change_in_peace(pair, traffic, USERS[1], 1)?;
                 let now = full_syncs(pair)?;
                 let before = full.get_or_insert(now.clone());
                 check(*before == now, || {
@@ -381,7 +433,10 @@ fn arrived_once(pair: &Pair, traffic: &Traffic) -> Outcome {
             let found = subjects(node, user)?;
             check(found == wanted, || {
                 let odd = |of: &[String], other: &[String]| -> Vec<String> {
-                    of.iter().filter(|one| !other.contains(one)).cloned().collect()
+                    of.iter()
+                        .filter(|one| !other.contains(one))
+                        .cloned()
+                        .collect()
                 };
                 format!(
                     "{user}: {} sent, {} found; lost {:?}, unknown {:?}",
