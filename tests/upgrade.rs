@@ -19,9 +19,10 @@ use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -233,18 +234,40 @@ fn subjects_in(dir: &Path, found: &mut Vec<String>) -> Outcome {
     Ok(())
 }
 
-/// Whose mail is first everywhere: that both make an INBOX is another matter (defect 11).
-fn welcome(pair: &Pair) -> Outcome {
+/// The second node's mail begins as a copy of the first's, and neither knows of a sync: that both make an INBOX of their own is
+/// another matter (defect 11).
+fn seed(pair: &mut Pair) -> Outcome {
     for user in USERS {
         pair.a.lmtp()?.deliver(&[user], &message("welcome"))?;
-        pair.b.wait_mails(user, 1)?;
         let mut imap = pair.a.imap(user)?;
         imap.ok("CREATE Box")?;
         imap.ok("SUBSCRIBE Box")?;
         imap.logout()?;
     }
+    for own in [0, 1] {
+        let node = node(pair, own);
+        node.stop()?;
+        let state = node.path("state");
+        fs::remove_dir_all(&state)?;
+        fs::create_dir(&state)?;
+        fs::set_permissions(state, fs::Permissions::from_mode(0o755))?;
+    }
+    fs::remove_dir_all(pair.b.path("mail"))?;
+    let copied = Command::new("cp")
+        .arg("-a")
+        .args([pair.a.path("mail"), pair.b.path("mail")])
+        .status()?;
+    check(copied.success(), || format!("cp: {copied}"))?;
+    for own in [0, 1] {
+        node(pair, own).restart()?;
+    }
     pair.a.lmtp()?.deliver(&[LEFT_OUT], &message("welcome"))?;
-    pair.wait_equal(&USERS, PATIENCE)
+    for user in USERS {
+        pair.a.lmtp()?.deliver(&[user], &message("first"))?;
+        pair.b.wait_mails(user, 2)?;
+    }
+    pair.wait_equal(&USERS, PATIENCE)?;
+    pair.wait_idle()
 }
 
 fn node(pair: &mut Pair, own: usize) -> &mut Node {
@@ -371,10 +394,9 @@ fn walk(targets: &[Target]) -> Outcome {
     let mut pair = Pair::of(&targets[0]).users(users).start()?;
     tolerate(&pair.a);
     tolerate(&pair.b);
-    welcome(&pair)?;
+    seed(&mut pair)?;
     if targets[0].is_ours() {
         // First syncs are full ones: the counters begin after them.
-        pair.wait_idle()?;
         for own in [0, 1] {
             node(&mut pair, own).stop()?;
             node(&mut pair, own).restart()?;
@@ -427,7 +449,7 @@ fn arrived_once(pair: &Pair, traffic: &Traffic) -> Outcome {
     let sent = traffic.all_sent();
     for user in USERS {
         let mut wanted = sent.get(user).cloned().unwrap_or_default();
-        wanted.push("welcome".to_owned());
+        wanted.extend(["first", "welcome"].map(str::to_owned));
         wanted.sort();
         for node in [&pair.a, &pair.b] {
             let found = subjects(node, user)?;
