@@ -397,6 +397,11 @@ fn walk(targets: &[Target]) -> Outcome {
     seed(&mut pair)?;
     if targets[0].is_ours() {
         // First syncs are full ones: the counters begin after them.
+        wait_for("everybody's first sync", PATIENCE, || {
+            let times = full_syncs(&pair).unwrap_or_default();
+            Ok((!times.is_empty() && times.iter().all(|time| time != "0")).then_some(()))
+        })?;
+        pair.wait_idle()?;
         for own in [0, 1] {
             node(&mut pair, own).stop()?;
             node(&mut pair, own).restart()?;
