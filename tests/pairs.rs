@@ -4,7 +4,7 @@ mod harness;
 
 use harness::client::message;
 use harness::run::{main as run, trial};
-use harness::{Failed, Implementation, Node, Outcome, Pair, Target, User, check};
+use harness::{Failed, Implementation, Node, Outcome, Pair, Target, User, check, wait_for};
 use std::os::unix::fs::symlink;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -147,6 +147,54 @@ fn userdb(target: &Target) -> Outcome {
     finish(pair)
 }
 
+/// dsync looks at the certificate; the replicator's own probe speaks TLS too.
+fn tls(a: &Target, b: &Target) -> Outcome {
+    let pair = Pair::mixed(a, b)
+        .users(USERS.map(User::local))
+        .replica_by_tls(true)
+        .start()?;
+    changes_arrive(&pair)?;
+    for node in [&pair.a, &pair.b] {
+        let peers = node.doveadm(&["-f", "tab", "replicator", "peers"])?;
+        let is_up = |line: &str| line.starts_with("tcps:127.0.0.1:") && line.contains("\tup\t");
+        check(peers.lines().any(is_up), || peers.clone())?;
+    }
+    finish(pair)
+}
+
+/// The probe asks only whether the peer speaks; dsync, which sends the password, refuses a certificate that it does not know.
+fn strangers_certificate(target: &Target) -> Outcome {
+    const REFUSED: &str = "Received invalid SSL certificate";
+    let pair = Pair::of(target)
+        .users(USERS.map(User::local))
+        .replica_by_tls(false)
+        .start()?;
+    pair.a.lmtp()?.deliver(&["u1"], &message("for-nobody"))?;
+    wait_for("the reason", PATIENCE, || {
+        let shown = pair.a.doveadm(&["-f", "tab", "replicator", "show", "u1"])?;
+        Ok(shown.contains(REFUSED).then_some(()))
+    })?;
+    check(pair.b.mails("u1") == 0, || "it was delivered".to_owned())?;
+    pair.a.expect_log(REFUSED);
+    for node in [&pair.a, &pair.b] {
+        for text in [
+            "not reachable",
+            "is reachable again",
+            REFUSED,
+            "Disconnected from remote",
+            // The one who was refused.
+            "disconnected before handshake",
+            "SSL handshake failed",
+            // A try that the end of its node met.
+            "isconnected unexpectedly",
+            "Unexpectedly disconnected from auth service",
+        ] {
+            node.tolerate_log(text);
+        }
+    }
+    pair.finish()
+}
+
 /// `remote:` by a command, which here runs the other node's dsync-server.
 fn remote(target: &Target) -> Outcome {
     let links = tempfile::Builder::new()
@@ -193,6 +241,11 @@ fn main() -> ExitCode {
         let (of, with) = (a.clone(), b.clone());
         let mut of_pair = a.clone();
         of_pair.missing.clone_from(&named.missing);
+        if a.is_ours() && a.series() != b.series() {
+            let (of, with) = (a.clone(), b.clone());
+            let name = format!("with_{}_by_tcps_becomes_equal", b.name());
+            trials.push(trial(&of_pair, &name, move || tls(&of, &with)));
+        }
         trials.push(trial(&of_pair, &name, move || mixed(&of, &with)));
     }
     for target in staged.iter().filter(|target| target.is_ours()) {
@@ -202,6 +255,11 @@ fn main() -> ExitCode {
             "target_of_each_user_from_userdb",
             move || userdb(&of),
         ));
+        let of = target.clone();
+        trials.push(trial(target, "tcps_target", move || tls(&of, &of)));
+        let of = target.clone();
+        let name = "tcps_target_with_a_certificate_of_a_stranger_gets_nothing";
+        trials.push(trial(target, name, move || strangers_certificate(&of)));
         let of = target.clone();
         trials.push(trial(target, "remote_target_by_a_command", move || {
             remote(&of)

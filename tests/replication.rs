@@ -99,6 +99,12 @@ fn main() -> ExitCode {
             let of = target.clone();
             trials.push(trial(
                 &target,
+                "replicator_is_reached_by_host_and_port",
+                move || replicator_by_port(&of),
+            ));
+            let of = target.clone();
+            trials.push(trial(
+                &target,
                 "three_nodes_with_two_replicas_each_become_equal",
                 move || three_nodes(&of),
             ));
@@ -158,7 +164,7 @@ fn faked(
         .config(&format!("doveadm_socket_path = {socket}\n{conf}"))
         .start()?;
     wait_for("the replicator", harness::PATIENCE, || {
-        Ok(node.path("run/replicator").exists().then_some(()))
+        Ok(node.path("run/replicator-doveadm").exists().then_some(()))
     })?;
     // A node that is stopped while auth still lists its users.
     node.tolerate_log("Aborted LIST request");
@@ -530,6 +536,29 @@ fn reload_with_work_left(target: &Target) -> Outcome {
     node.tolerate_log("stats-writer");
     node.tolerate_log("killed with signal 9");
     node.tolerate_log("replicator is away");
+    node.finish()
+}
+
+/// `replicator_host` and `replicator_port`, as for a replicator on another host.
+fn replicator_by_port(target: &Target) -> Outcome {
+    let port = harness::ports::Port::take()?;
+    let number = port.number();
+    let name = target.series().pick("", "replicator ");
+    let (node, fake) = faked(
+        target,
+        users("u", 2),
+        &format!(
+            "replicator_host = 127.0.0.1\nreplicator_port = {number}\n\
+             service replicator {{\n  unix_listener replicator {{\n    mode = 0\n  }}\n  \
+             inet_listener {name}{{\n    port = {number}\n  }}\n}}\n"
+        ),
+    )?;
+    fake.wait_users(2)?;
+    fake.forget();
+    write_fifo(&node, b"u1\tlow\n")?;
+    fake.wait_request("u1")?;
+    let answer = ask_sync(&node, "u0", harness::PATIENCE)?;
+    check(answer == "+\n", || format!("{answer:?}"))?;
     node.finish()
 }
 

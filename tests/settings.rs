@@ -257,6 +257,29 @@ fn bad_values_are_named(target: &Target) -> Outcome {
     check(wrong.is_empty(), || wrong.join("\n"))
 }
 
+/// What docs/upgrade-2.3-to-2.4.md shows in this series' syntax, a fragment at a time.
+fn documented_fragments_are_taken(target: &Target) -> Outcome {
+    let page = fs::read_to_string(top().join("docs/upgrade-2.3-to-2.4.md"))?;
+    let fence = format!("```dovecot-{}\n", target.series().pick("2.3", "2.4"));
+    let fragments: Vec<_> = page
+        .split(fence.as_str())
+        .skip(1)
+        .filter_map(|rest| rest.split_once("```\n"))
+        .map(|(fragment, _)| fragment)
+        .collect();
+    let mut wrong = Vec::new();
+    for fragment in &fragments {
+        let output = doveconf(target, fragment, &["-n"])?;
+        if !output.status.success() || !output.stderr.is_empty() {
+            let says = String::from_utf8_lossy(&output.stderr);
+            wrong.push(format!("{fragment}{}: {says}", output.status));
+        }
+    }
+    check(wrong.is_empty() && fragments.len() >= 7, || {
+        format!("{} fragments\n{}", fragments.len(), wrong.join("\n"))
+    })
+}
+
 /// A Dovecot with our module and nothing set for it is as it was.
 fn defaults(target: &Target) -> Outcome {
     let output = doveconf(target, "", &["-n"])?;
@@ -359,7 +382,11 @@ fn flattened(text: &str) -> Vec<String> {
 type Case = fn(&Target) -> Outcome;
 
 fn main() -> ExitCode {
-    let cases: [(&str, Case); 3] = [
+    let cases: [(&str, Case); 4] = [
+        (
+            "fragments_of_the_upgrade_page_are_taken",
+            documented_fragments_are_taken,
+        ),
         (
             "good_values_are_taken_and_said_back",
             good_values_are_said_back,

@@ -68,6 +68,8 @@ pub struct Replication {
     pub command: Option<String>,
     /// `replication_sync_timeout`.
     pub sync_timeout: Option<String>,
+    /// TLS on the port, with the `certificate.pem` and `key.pem` of this directory, and the first as the CA of peers.
+    pub tls: Option<String>,
 }
 
 impl Replication {
@@ -102,10 +104,14 @@ doveadm_password = Pa$$word
         );
         if let Some(port) = self.port {
             let name = series.pick("", "doveadm ");
+            let tls = self.tls.as_ref().map_or("", |_| "    ssl = yes\n");
             let _ = write!(
                 lines,
-                "doveadm_port = {port}\nservice doveadm {{\n  inet_listener {name}{{\n    port = {port}\n  }}\n}}\n"
+                "doveadm_port = {port}\nservice doveadm {{\n  inet_listener {name}{{\n    port = {port}\n{tls}  }}\n}}\n"
             );
+        }
+        if let Some(dir) = &self.tls {
+            lines += &tls_settings(dir, series);
         }
         let mut settings = String::new();
         for (index, replica) in self.replicas.iter().enumerate() {
@@ -121,6 +127,17 @@ doveadm_password = Pa$$word
         }
         lines + &series.plugin_settings(&settings)
     }
+}
+
+fn tls_settings(dir: &str, series: Series) -> String {
+    let (certificate, key) = series.pick(
+        ("ssl_cert = <", "ssl_key = <"),
+        ("ssl_server_cert_file = ", "ssl_server_key_file = "),
+    );
+    format!(
+        "ssl = yes\n{certificate}{dir}/certificate.pem\n{key}{dir}/key.pem\n\
+         ssl_client_ca_file = {dir}/certificate.pem\n"
+    )
 }
 
 /// What every node of the harness has: mail protocols, users, ACLs, Sieve.

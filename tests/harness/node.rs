@@ -4,6 +4,8 @@
 //! stock's where the target is ours. Nothing of the installation is changed. Mail belongs to an
 //! unprivileged uid, users are lines of a passwd-file.
 
+mod upgrade;
+
 use super::client::{Imap, Lmtp, Pop3, Sieve};
 use super::configuration::{Format, Mail};
 use super::ports::Port;
@@ -190,6 +192,16 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// What its dovecot.conf is made of, but for what the target decides and what a test adds.
+#[derive(Debug)]
+struct Setup {
+    mail_plugins: String,
+    format: Format,
+    services: bool,
+    valgrind: bool,
+    valgrind_services: bool,
+}
+
 /// A Dovecot that runs; it is stopped and its log is looked at when it is finished or dropped.
 #[derive(Debug)]
 pub struct Node {
@@ -197,6 +209,7 @@ pub struct Node {
     pub target: Target,
     /// What stands in the aggregator's place.
     pub reader: Reader,
+    setup: Setup,
     dir: Option<tempfile::TempDir>,
     inside: PathBuf,
     hostname: String,
@@ -253,9 +266,7 @@ impl Node {
             fs::create_dir(dir.path().join(sub))?;
             chown(dir.path().join(sub), Some(uid), Some(uid))?;
         }
-        if target.has_own_modules() {
-            link_modules(&target, &dir.path().join("modules"))?;
-        }
+        link_modules(&target, &dir.path().join("modules"))?;
         let lines: String = builder
             .users
             .iter()
@@ -266,6 +277,13 @@ impl Node {
         let reader = Reader::new(&dir.path().join("run"), VMAIL);
         let mut node = Node {
             reader,
+            setup: Setup {
+                mail_plugins: builder.mail_plugins.to_owned(),
+                format: builder.format,
+                services: builder.services,
+                valgrind: builder.valgrind,
+                valgrind_services: builder.valgrind_services,
+            },
             dir: Some(dir),
             inside,
             hostname: builder.hostname.to_owned(),
@@ -282,7 +300,7 @@ impl Node {
             tolerated: Mutex::default(),
             target,
         };
-        fs::write(node.path("dovecot.conf"), node.dovecot_conf(&builder))?;
+        fs::write(node.path("dovecot.conf"), node.dovecot_conf(&builder.extra))?;
         node.master = Some(node.spawn()?);
         node.wait_ready()?;
         if builder.fifo {
@@ -333,17 +351,18 @@ impl Node {
         })
     }
 
-    fn dovecot_conf(&self, builder: &Builder<'_>) -> String {
+    fn dovecot_conf(&self, extra: &str) -> String {
+        let setup = &self.setup;
         let dir = self.inside.display().to_string();
         let series = self.target.series();
-        let imap = builder
+        let imap = setup
             .valgrind
             .then(|| format!("{} /usr/lib/dovecot/imap", valgrind(&self.inside)));
         let mail = Mail {
             version: &self.target.version,
             dir: &dir,
-            plugins: builder.mail_plugins,
-            format: builder.format,
+            plugins: &setup.mail_plugins,
+            format: setup.format,
             plugin_dir: self
                 .target
                 .has_own_modules()
@@ -351,24 +370,20 @@ impl Node {
             ports: [&self.imap, &self.lmtp, &self.pop3, &self.sieve].map(Port::number),
             imap,
         };
-        let aggregator = if builder.services { "" } else { NO_AGGREGATOR };
+        let aggregator = if setup.services { "" } else { NO_AGGREGATOR };
         // Debian 13's rustc compares what an Option may hold before it looks whether it does.
         let undefined = series.pick("yes", "no");
         let valgrind = valgrind(&self.inside) + " --undef-value-errors=" + undefined;
         let services = ["aggregator", "replicator"].into_iter();
         let valgrind: String = services
-            .filter(|_| builder.valgrind_services)
+            .filter(|_| setup.valgrind_services)
             .map(|name| {
                 format!(
                     "service {name} {{\n  executable = {valgrind} /usr/lib/dovecot/{name}\n}}\n"
                 )
             })
             .collect();
-        format!(
-            "{}{aggregator}{valgrind}{}",
-            mail.render(series),
-            builder.extra
-        )
+        format!("{}{aggregator}{valgrind}{extra}", mail.render(series))
     }
 
     fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -438,14 +453,24 @@ impl Node {
         })
     }
 
+    /// Tells it to stop; [`Node::stop`] waits for its end.
+    ///
+    /// # Errors
+    /// When it is stopped already.
+    pub fn begin_stop(&self) -> Outcome {
+        let master = self.master.as_ref().ok_or("stopped already")?;
+        let pid = i32::try_from(master.id()).ok().and_then(Pid::from_raw);
+        Ok(kill_process(pid.ok_or("no pid")?, Signal::TERM)?)
+    }
+
     /// Stops it; what it has stays, and [`Node::restart`] starts it again.
     ///
     /// # Errors
     /// When it does not end.
     pub fn stop(&mut self) -> Outcome {
+        // It may have been told already and be gone.
+        let _gone = self.begin_stop();
         let mut master = self.master.take().ok_or("stopped already")?;
-        let pid = i32::try_from(master.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.ok_or("no pid")?, Signal::TERM)?;
         wait_for("the master's end", PATIENCE, || Ok(master.try_wait()?))?;
         Ok(())
     }
@@ -746,11 +771,7 @@ impl Node {
             master.kill()?;
             master.wait()?;
         }
-        let mut wrong = if self.lenient {
-            Vec::new()
-        } else {
-            self.wrong_lines()
-        };
+        let mut wrong = self.judge_log();
         let strangers = self.reader.lines().into_iter();
         let strangers = strangers.filter(|line| !self.users.contains(&line.user));
         wrong.extend(strangers.map(|line| format!("no user of this node: {line:?}")));
@@ -784,6 +805,13 @@ impl Node {
             let _kept = dir.keep();
         }
         Ok(pid)
+    }
+
+    fn judge_log(&self) -> Vec<String> {
+        if self.lenient {
+            return Vec::new();
+        }
+        self.wrong_lines()
     }
 
     /// The lines of the log that nobody expected, and the expectations that were not met.
@@ -863,7 +891,11 @@ fn valgrind(inside: &Path) -> String {
     )
 }
 
+/// Nothing is done where the target's own modules will do.
 fn link_modules(target: &Target, modules: &Path) -> Outcome {
+    if !target.has_own_modules() {
+        return Ok(());
+    }
     let installed = Path::new("/usr/lib/dovecot/modules");
     fs::create_dir(modules)?;
     for entry in fs::read_dir(target.outside(installed))? {

@@ -3,8 +3,13 @@
 use super::compare::differences;
 use super::configuration::{Format, Replication};
 use super::ports::Port;
-use super::{Node, Outcome, PATIENCE, Target, User, wait_for};
+use super::{Node, Outcome, PATIENCE, Target, User, check, wait_for};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
+use tempfile::TempDir;
 
 /// How a pair is to be set up.
 #[derive(Clone, Debug)]
@@ -26,6 +31,8 @@ enum Replica {
     Port,
     /// The same, as a field of each user's userdb entry.
     Userdb,
+    /// The same, by `tcps:`; whether they trust each other's certificate.
+    Tls(bool),
     /// Everybody's is `remote:` to the other node, `a` or `b`, by this `dsync_remote_cmd`.
     Command(String),
 }
@@ -39,6 +46,9 @@ pub struct Pair {
     pub b: Node,
     /// The ports of their `service doveadm`, in the same order.
     pub ports: [Port; 2],
+    replication: [Replication; 2],
+    extra: [String; 2],
+    _certificates: Vec<TempDir>,
 }
 
 impl Builder {
@@ -87,6 +97,13 @@ impl Builder {
         self
     }
 
+    /// `tcps:` to the other node's port, with a certificate made for this; or with one each, unknown to the other.
+    #[must_use]
+    pub fn replica_by_tls(mut self, trusted: bool) -> Self {
+        self.replica = Replica::Tls(trusted);
+        self
+    }
+
     /// `mail_replica` is in each user's userdb entry and nowhere else.
     #[must_use]
     pub fn replica_by_userdb(mut self) -> Self {
@@ -100,12 +117,23 @@ impl Builder {
     /// When one does not start.
     pub fn start(self) -> Outcome<Pair> {
         let ports = [Port::take()?, Port::take()?];
-        let start = |own: usize| {
+        let mut replication = [Replication::default(), Replication::default()];
+        let mut certificates = Vec::new();
+        let mut start = |own: usize| {
             let target = if own == 0 { &self.a } else { &self.b };
             let peer = format!("tcp:127.0.0.1:{}", ports[1 - own].number());
             let mut users = self.users.clone();
+            let mut tls = None;
             let replicas = match &self.replica {
                 Replica::Port => vec![peer],
+                Replica::Tls(trusted) => {
+                    let common = certificates.first().filter(|_| *trusted);
+                    let dir = certificate(target, common.map(TempDir::path))?;
+                    let name = dir.path().file_name().ok_or("no name")?.to_string_lossy();
+                    tls = Some(format!("/tmp/{name}"));
+                    certificates.push(dir);
+                    vec![peer.replacen("tcp:", "tcps:", 1)]
+                }
                 Replica::Command(_) => vec![format!("remote:{}", ["b", "a"][own])],
                 Replica::Userdb => {
                     let with = |user: User| user.with("mail_replica", &peer);
@@ -117,11 +145,12 @@ impl Builder {
                 Replica::Command(command) => Some(command.clone()),
                 _ => None,
             };
-            let replication = Replication {
+            replication[own] = Replication {
                 command,
                 port: Some(ports[own].number()),
                 replicas,
                 sync_timeout: self.sync_timeout.map(str::to_owned),
+                tls,
             };
             let mut builder = Node::of(target);
             if !target.is_ours() {
@@ -133,13 +162,47 @@ impl Builder {
                 .hostname(self.hostnames[own])
                 .format(self.format)
                 .users(users)
-                .config(&replication.render(target.series()))
+                .config(&replication[own].render(target.series()))
                 .config(&self.extra[own])
                 .start()
         };
         let (a, b) = (start(0)?, start(1)?);
-        Ok(Pair { a, b, ports })
+        Ok(Pair {
+            a,
+            b,
+            ports,
+            replication,
+            extra: self.extra,
+            _certificates: certificates,
+        })
     }
+}
+
+/// A directory of the target's `/tmp` with a certificate of 127.0.0.1, which is its own CA, and its key: new ones, or those that
+/// are in `common`.
+fn certificate(target: &Target, common: Option<&Path>) -> Outcome<TempDir> {
+    let dir = tempfile::Builder::new()
+        .prefix("dr-tls-")
+        .permissions(fs::Permissions::from_mode(0o755))
+        .tempdir_in(target.outside(Path::new("/tmp")))?;
+    let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| dir.path().join(name));
+    if let Some(common) = common {
+        fs::copy(common.join("certificate.pem"), certificate)?;
+        fs::copy(common.join("key.pem"), key)?;
+        return Ok(dir);
+    }
+    let output = Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args(["-subj", "/CN=127.0.0.1", "-addext"])
+        .args(["subjectAltName=IP:127.0.0.1", "-keyout"])
+        .arg(key)
+        .arg("-out")
+        .arg(certificate)
+        .output()?;
+    check(output.status.success(), || format!("openssl: {output:?}"))?;
+    Ok(dir)
 }
 
 impl Pair {
@@ -162,6 +225,16 @@ impl Pair {
             hostnames: ["node-a", "node-b"],
             format: Format::default(),
         }
+    }
+
+    /// Makes the first node (0) or the second (1), which is stopped, one of `target`, with the same settings in its syntax.
+    ///
+    /// # Errors
+    /// As [`Node::upgrade`].
+    pub fn upgrade(&mut self, own: usize, target: &Target) -> Outcome {
+        let config = self.replication[own].render(target.series()) + &self.extra[own];
+        let node = if own == 0 { &mut self.a } else { &mut self.b };
+        node.upgrade(target, &config)
     }
 
     /// Waits until the comparer finds no difference for any of `users`.

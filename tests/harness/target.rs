@@ -10,6 +10,7 @@
 //! skipped by name.
 
 use super::configuration::Series;
+use rustix::process::geteuid;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -76,6 +77,10 @@ impl Target {
             } else {
                 let missing = format!("no Dovecot {version_wanted} in {}", root.display());
                 (Some(root), Some(missing))
+            };
+            let missing = match geteuid().is_root() {
+                true => missing,
+                false => Some("Dovecot is started by root, roots are entered by root".to_owned()),
             };
             let series = series(version_wanted);
             for implementation in [Implementation::Stock, Implementation::Ours] {

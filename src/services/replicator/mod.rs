@@ -637,8 +637,8 @@ impl Daemon for Replicator {
     }
 
     fn handle_connection(&mut self, now: Now, listener: &str, fd: OwnedFd, fifo: bool) {
-        if fifo || !matches!(listener, NOTIFY_LISTENER | DOVEADM_LISTENER) {
-            warn!("Connection to an unknown listener {listener} is closed");
+        if fifo {
+            warn!("{listener} is a fifo: its connection is closed");
             self.closed_connections += 1;
             return;
         }
@@ -652,12 +652,13 @@ impl Daemon for Replicator {
                 return;
             }
         };
-        let peer = if listener == NOTIFY_LISTENER {
+        // As stock: whatever is not for doveadm is for aggregators. A port has any name, or on 2.3 none.
+        let peer = if listener == DOVEADM_LISTENER {
+            Peer::Doveadm(DoveadmClient::new(now.mono))
+        } else {
             let id = ConnectionId(self.new_id());
             self.aggregators.insert(id, slot);
             Peer::Notify(NotifyClient::new(id))
-        } else {
-            Peer::Doveadm(DoveadmClient::new(now.mono))
         };
         let is_doveadm = matches!(peer, Peer::Doveadm(_));
         self.put(slot, socket, peer);
