@@ -8,6 +8,7 @@ use dovecot_replication::engine::aggregator::line::{
     LineSplitter, MAX_USERNAME, Step, parse_notification,
 };
 use dovecot_replication::engine::aggregator::{journal, link::Link};
+use dovecot_replication::engine::protocol::doveadm_command::{self, CommandReader};
 use dovecot_replication::engine::protocol::doveadm_server::{
     DoveadmReader, Event, MAX_STATE_BYTES,
 };
@@ -25,7 +26,7 @@ use dovecot_replication::engine::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("strescape", strescape),
     ("notification_line", notification),
     ("sync_timeout", sync_timeout),
@@ -38,6 +39,7 @@ pub const TARGETS: [Target; 13] = [
     ("replicator_doveadm", replicator_doveadm),
     ("userdb", userdb),
     ("doveadm_server", doveadm_server),
+    ("doveadm_command", doveadm_command),
     ("mask", mask),
 ];
 
@@ -272,6 +274,32 @@ pub fn doveadm_server(data: &[u8]) {
             }
         }
         assert_eq!(whole, read(piece(data)));
+    }
+}
+
+/// However a command's answer is cut, its values and its result are the same.
+pub fn doveadm_command(data: &[u8]) {
+    use doveadm_command::Event::{Error, Part};
+    let plain = with_greeting(b"+\n", data);
+    let multiplexed = [b"VERSION\tdoveadm-client\t1\t1\n+\n", data].concat();
+    for stream in plain.into_iter().chain([multiplexed]) {
+        let read = |size: usize| {
+            let (mut values, mut others) = (Vec::new(), Vec::new());
+            for event in read_in_pieces!(CommandReader, next_event, stream, size) {
+                match event {
+                    Ok(Part { bytes, ends }) => {
+                        values.extend_from_slice(&bytes);
+                        if ends {
+                            values.push(b'\n');
+                        }
+                    }
+                    Ok(Error(_)) => {}
+                    other => others.push(other),
+                }
+            }
+            (values, others)
+        };
+        assert_eq!(read(stream.len().max(1)), read(piece(data)));
     }
 }
 
