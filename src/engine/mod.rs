@@ -15,6 +15,7 @@ pub mod strescape;
 mod sync_reply;
 mod sync_timeout;
 pub mod time;
+pub mod verify;
 
 pub use notification::{LINE_MAX_BYTES, Notification, notification_line};
 pub use outage::{Outage, RETRY_FIRST, RETRY_LONGEST};
