@@ -6,12 +6,14 @@
 
 pub mod add;
 pub mod client;
+pub mod command;
 pub mod dsync_status;
 pub mod peers;
 pub mod remove;
 pub mod replicate;
 pub mod show;
 pub mod status;
+pub mod verify;
 
 use std::borrow::Cow;
 

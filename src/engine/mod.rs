@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod aggregator;
+pub mod location;
 mod notification;
 mod outage;
 mod pending;

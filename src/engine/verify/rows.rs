@@ -19,6 +19,8 @@ pub enum InvalidAnswer {
     Column(&'static str),
     /// UIDs that do not ascend.
     Order,
+    /// There are many more mails than a moment ago.
+    Grown,
     /// More mailboxes than [`super::MAILBOXES_MAX`].
     TooMany,
 }
@@ -30,6 +32,7 @@ impl std::fmt::Display for InvalidAnswer {
             Self::Incomplete => f.write_str("The answer ends too early"),
             Self::Column(column) => write!(f, "Invalid {column} in the answer"),
             Self::Order => f.write_str("UIDs do not ascend"),
+            Self::Grown => f.write_str("The mailbox grows while it is looked at"),
             Self::TooMany => write!(f, "More than {} mailboxes", super::MAILBOXES_MAX),
         }
     }
