@@ -125,7 +125,7 @@ fn bind(header: &Path, host: &str, dovecot: &Dovecot) {
 }
 
 /// What each host's Rust names beyond its shim's own header.
-const ALLOWED: [(&str, &str); 33] = [
+const ALLOWED: [(&str, &str); 34] = [
     ("plugin", "notify_vfuncs"),
     ("plugin", "notify_register"),
     ("plugin", "notify_unregister"),
@@ -148,6 +148,7 @@ const ALLOWED: [(&str, &str); 33] = [
     ("doveadm", "doveadm_mail_cmd_context"),
     ("doveadm", "doveadm_cmd_param_str"),
     ("doveadm", "doveadm_cmd_param_bool"),
+    ("doveadm", "doveadm_cmd_param_array"),
     ("doveadm", "doveadm_cmd_ver2"),
     ("doveadm", "doveadm_settings"),
     ("doveadm", "doveadm_exit_code"),

@@ -15,6 +15,7 @@
 #include "doveadm-settings.h"
 
 struct iostream_private;
+struct ssl_iostream;
 
 typedef struct doveadm_mail_cmd_context *replication_mail_cmd_alloc_t(void);
 typedef void replication_stream_close_t(struct iostream_private *stream, bool close_parent);
@@ -41,6 +42,25 @@ replication_doveadm_replace_close(struct ostream *stream, replication_stream_clo
 /* The same, from within a close function. */
 void replication_doveadm_restore_close(struct iostream_private *stream, replication_stream_close_t *close);
 #endif
+
+/* A TLS client on a connected socket, with Dovecot's own settings and certificate checks: the same as of dsync. It waits for
+   the peer, and runs no ioloop. */
+struct replication_tls;
+/* Makes the streams and shakes hands; NULL with an error that lives until the next call. The socket stays the caller's. */
+struct replication_tls *
+replication_doveadm_tls_open(struct doveadm_cmd_context *cctx, int fd, const char *host,
+			     unsigned int timeout_msecs, const char **error_r);
+/* How many bytes came; 0 at the end, -1 on an error, errno is set. ETIMEDOUT after this time without any. */
+ssize_t replication_doveadm_tls_read(struct replication_tls *tls, void *data, size_t size,
+				     unsigned int timeout_msecs);
+/* Sends all; -1 on an error, errno is set. */
+int replication_doveadm_tls_write(struct replication_tls *tls, const void *data, size_t size,
+				  unsigned int timeout_msecs);
+void replication_doveadm_tls_close(struct replication_tls *tls);
+/* Of each version: puts TLS on the streams. */
+int replication_doveadm_tls_create(struct doveadm_cmd_context *cctx, const char *host,
+				   struct istream **input, struct ostream **output,
+				   struct ssl_iostream **ssl_r, const char **error_r);
 
 const char *replication_doveadm_username(struct mail_user *user);
 /* Whether the user is marked noreplicate, globally or by userdb. */

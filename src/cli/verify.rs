@@ -123,6 +123,9 @@ pub struct Command<'a> {
 /// Takes a part of a value and whether the value ends with it. An error ends the command.
 pub type TakePart<'a> = dyn FnMut(&[u8], bool) -> Result<(), InvalidAnswer> + 'a;
 
+/// Takes a mail and the mailbox that it is in.
+type TakeMail<'a> = dyn FnMut(&[u8], Mail) -> Result<(), InvalidAnswer> + 'a;
+
 /// What verify needs of everything around it.
 pub trait World {
     /// Has a node run a command, and gives what it prints.
@@ -554,7 +557,7 @@ impl<W: World> User<'_, W> {
         &mut self,
         node: Node<'_>,
         query: &[&[u8]],
-        each: &mut dyn FnMut(&[u8], Mail) -> Result<(), InvalidAnswer>,
+        each: &mut TakeMail<'_>,
     ) -> Result<(), Trouble> {
         let with_text = self.options.with_text;
         let fields = match with_text {
