@@ -15,6 +15,7 @@ pub struct Builder {
     extra: [String; 2],
     sync_timeout: Option<&'static str>,
     replica: Replica,
+    mail_plugins: Option<&'static str>,
 }
 
 /// Where `mail_replica` comes from and leads.
@@ -71,6 +72,13 @@ impl Builder {
         self
     }
 
+    /// The words of both nodes' `mail_plugins`; without `replication` only an order syncs.
+    #[must_use]
+    pub fn mail_plugins(mut self, plugins: &'static str) -> Self {
+        self.mail_plugins = Some(plugins);
+        self
+    }
+
     /// `mail_replica` is in each user's userdb entry and nowhere else.
     #[must_use]
     pub fn replica_by_userdb(mut self) -> Self {
@@ -112,6 +120,9 @@ impl Builder {
                 // Stock's daemons log errors with DESIGN.md's configuration (STOCK.md 10).
                 builder = builder.lenient();
             }
+            if let Some(plugins) = self.mail_plugins {
+                builder = builder.mail_plugins(plugins);
+            }
             builder
                 .services()
                 .hostname(["node-a", "node-b"][own])
@@ -142,6 +153,7 @@ impl Pair {
             extra: Default::default(),
             sync_timeout: None,
             replica: Replica::Port,
+            mail_plugins: None,
         }
     }
 
