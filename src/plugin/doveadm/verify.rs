@@ -15,10 +15,14 @@ use crate::cli::verify::{
     self as cli, COLUMNS, Command as NodeCommand, LINES, Node, Options, TakePart, TargetsError,
     Trouble, World,
 };
-use crate::cli::{show, status};
+use crate::cli::{add, show, status};
 use crate::engine::location::parse_target;
 use crate::engine::verify::Difference;
 use crate::host::doveadm::{Command, Format, Print, Tls, base_dir, password, port, socket_path};
+
+/// How long the replicator may take to look up a user's replicas.
+const LOOKUP_TRIES: u32 = 50;
+const LOOKUP_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs the command; gives what doveadm is to exit with.
 pub(super) fn run(command: Command, mask: Vec<u8>) -> i32 {
@@ -52,6 +56,26 @@ impl Nodes {
         self.print
             .as_ref()
             .is_none_or(|print| !print.is_for_machines())
+    }
+
+    fn show_targets(&self, username: &[u8]) -> Result<Vec<Vec<u8>>, TargetsError> {
+        let mut rows = Vec::new();
+        let mut is_unknown = false;
+        let exit_code = converse(self.command, Manner::Ours, |client| {
+            let request = show::show_request(username);
+            match client.ask(&request, ROWS_MAX, |row| rows.push(row)) {
+                Err(AnswerError::Refused(_)) => {
+                    is_unknown = true;
+                    Ok(())
+                }
+                asked => asked,
+            }
+        });
+        match exit_code {
+            0 if is_unknown => Err(TargetsError::NoUser),
+            0 => Ok(cli::targets(rows)),
+            exit_code => Err(TargetsError::Exit(exit_code)),
+        }
     }
 
     fn connect(&self, node: Node<'_>) -> Result<Box<dyn Stream>, Trouble> {
@@ -141,25 +165,32 @@ impl World for Nodes {
     }
 
     fn targets(&mut self, username: &[u8]) -> Result<Vec<Vec<u8>>, TargetsError> {
-        let mut rows = Vec::new();
-        let mut is_unknown = false;
-        let exit_code = converse(self.command, Manner::Ours, |client| {
-            let asked = client.ask(&show::show_request(username), ROWS_MAX, |row| {
-                rows.push(row)
-            });
-            match asked {
-                Err(AnswerError::Refused(_)) => {
-                    is_unknown = true;
-                    Ok(())
-                }
-                asked => asked,
+        let known = self.show_targets(username);
+        let is_looked_up = |known: &Result<Vec<Vec<u8>>, TargetsError>| match known {
+            Ok(targets) => targets.iter().all(|target| !target.is_empty()),
+            Err(error) => *error != TargetsError::NoUser,
+        };
+        if is_looked_up(&known) {
+            return known;
+        }
+        // One who was never due.
+        let request = add::add_request(username);
+        converse(self.command, Manner::Ours, |client| {
+            match client.order(&request) {
+                // That it is unknown is said below.
+                Ok(_) | Err(AnswerError::Rejected(_)) => Ok(()),
+                Err(error) => Err(error),
             }
         });
-        match exit_code {
-            0 if is_unknown => Err(TargetsError::NoUser),
-            0 => Ok(cli::targets(rows)),
-            exit_code => Err(TargetsError::Exit(exit_code)),
+        let mut known = self.show_targets(username);
+        for _ in 0..LOOKUP_TRIES {
+            if is_looked_up(&known) || known == Err(TargetsError::NoUser) {
+                break;
+            }
+            std::thread::sleep(LOOKUP_PAUSE);
+            known = self.show_targets(username);
         }
+        known
     }
 
     fn pause(&mut self, pause: Duration) {
