@@ -10,7 +10,7 @@ use harness::{Implementation, Node, Outcome, Pair, Target, User, check, wait_for
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::{ExitCode, Output, Stdio};
 use std::time::Duration;
@@ -474,6 +474,71 @@ fn memory(target: &Target) -> Outcome {
     there.finish().and(finished)
 }
 
+/// `remote:` by a command, which here runs the other node's doveadm.
+fn remote(target: &Target) -> Outcome {
+    let links = tempfile::Builder::new()
+        .prefix("dr-links-")
+        .permissions(fs::Permissions::from_mode(0o755))
+        .tempdir_in(target.outside("/tmp".as_ref()))?;
+    let name = links.path().file_name().ok_or("no name")?;
+    let inside = Path::new("/tmp").join(name);
+    let user = target.series().pick("%u", "%{user}");
+    // As after ssh nothing of this node's environment is there.
+    let command = format!(
+        "/usr/bin/env -i DOVECOT_HOSTNAME=node-%{{host}} /usr/bin/doveadm -c {}/%{{host}} dsync-server -u{user}",
+        inside.display()
+    );
+    let pair = Pair::of(target)
+        .users(USERS.map(User::local))
+        .mail_plugins("acl")
+        .replica_by_command(&command)
+        .start()?;
+    for (name, node) in [("a", &pair.a), ("b", &pair.b)] {
+        symlink(node.inside().join("dovecot.conf"), links.path().join(name))?;
+    }
+    fill(&pair)?;
+    let before = states(&pair)?;
+    let stderr = expect(&pair.a, &["u*"], 0, &[])?;
+    check(stderr.contains("2 equal, 0 different"), || stderr.clone())?;
+    unchanged(&pair, &before)?;
+    let mut imap = pair.b.imap("u1")?;
+    imap.ok("SELECT INBOX")?;
+    imap.ok("STORE 3 +FLAGS (\\Flagged)")?;
+    imap.ok("CREATE \"More \\\"&AOQ-\"")?;
+    imap.logout()?;
+    let lines = [
+        "u1: INBOX uid 3: flags here none, at remote:b \\Flagged",
+        "u1: More \"\u{e4}: mailbox only at remote:b, 0 mails",
+    ];
+    expect(&pair.a, &["u*"], 1, &lines)?;
+    let stderr = expect(&pair.a, &["-f", "u*"], 78, &[])?;
+    check(stderr.contains("only without -f"), || stderr.clone())?;
+    let forced = [
+        "-o",
+        "dsync_remote_cmd=/bin/sync.sh",
+        "replicator",
+        "verify",
+        "u1",
+    ];
+    let stderr = expect(&pair.a, &forced, 78, &[])?;
+    check(
+        stderr.contains("no other command can take its place"),
+        || stderr.clone(),
+    )?;
+    let missing = [
+        "-o",
+        "dsync_remote_cmd=/nonexistent/ssh doveadm dsync-server",
+        "replicator",
+        "verify",
+        "u1",
+    ];
+    let stderr = expect(&pair.a, &missing, 69, &[])?;
+    check(stderr.contains("No such file or directory"), || {
+        stderr.clone()
+    })?;
+    pair.finish()
+}
+
 /// `tcps:`: Dovecot's own settings say which certificate is believed. The node looks at itself.
 fn tls(target: &Target) -> Outcome {
     let dir = tempfile::Builder::new()
@@ -563,6 +628,10 @@ fn main() -> ExitCode {
         }
     }
     for target in staged.iter().filter(|target| target.is_ours()) {
+        let of = target.clone();
+        trials.push(trial(target, "remote_peer_by_a_command", move || {
+            remote(&of)
+        }));
         let of = target.clone();
         trials.push(trial(target, "tcps_peer_is_certified", move || tls(&of)));
         let of = target.clone();

@@ -9,6 +9,7 @@ pub mod client;
 pub mod command;
 pub mod dsync_status;
 pub mod peers;
+pub mod remote;
 pub mod remove;
 pub mod replicate;
 pub mod show;

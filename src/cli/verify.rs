@@ -320,6 +320,7 @@ impl<W: World> Run<'_, W> {
             self.summary.failed += 1;
             return Ok(());
         }
+        let is_tcp = target.starts_with(b"tcp:") || target.starts_with(b"tcps:");
         let mut user = User {
             world: &mut *self.world,
             options: self.options,
@@ -327,7 +328,13 @@ impl<W: World> Run<'_, W> {
             target,
             told: 0,
         };
-        match user.compare() {
+        let compared = match self.options.with_text && !is_tcp {
+            true => Err(Failure::There(Trouble::Unsupported(
+                "messages cannot be compared over a command, only without -f".to_owned(),
+            ))),
+            false => user.compare(),
+        };
+        match compared {
             Ok(()) if user.told == 0 => self.summary.equal += 1,
             Ok(()) => self.summary.different += 1,
             Err(failure) => {

@@ -2,6 +2,8 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::engine::protocol::doveadm_json::InvalidJson;
+
 /// The longest value that is kept, in bytes. Texts are hashed as they come and have no limit.
 pub const VALUE_BYTES_MAX: usize = 64 * 1024;
 
@@ -19,10 +21,18 @@ pub enum InvalidAnswer {
     Column(&'static str),
     /// UIDs that do not ascend.
     Order,
+    /// Not the JSON that doveadm writes.
+    Json,
     /// There are many more mails than a moment ago.
     Grown,
     /// More mailboxes than [`super::MAILBOXES_MAX`].
     TooMany,
+}
+
+impl From<InvalidJson> for InvalidAnswer {
+    fn from(_: InvalidJson) -> Self {
+        Self::Json
+    }
 }
 
 impl std::fmt::Display for InvalidAnswer {
@@ -32,6 +42,7 @@ impl std::fmt::Display for InvalidAnswer {
             Self::Incomplete => f.write_str("The answer ends too early"),
             Self::Column(column) => write!(f, "Invalid {column} in the answer"),
             Self::Order => f.write_str("UIDs do not ascend"),
+            Self::Json => f.write_str("Invalid JSON in the answer"),
             Self::Grown => f.write_str("The mailbox grows while it is looked at"),
             Self::TooMany => write!(f, "More than {} mailboxes", super::MAILBOXES_MAX),
         }

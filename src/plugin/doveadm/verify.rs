@@ -1,11 +1,12 @@
 //! `doveadm replicator verify`: how it reaches the replicator, this node's doveadm-server and the peers'.
 
 use std::ffi::OsStr;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process;
 use std::time::Duration;
 
 use super::commands::{Manner, begin, converse};
@@ -15,10 +16,13 @@ use crate::cli::verify::{
     self as cli, COLUMNS, Command as NodeCommand, LINES, Node, Options, TakePart, TargetsError,
     Trouble, World,
 };
-use crate::cli::{add, show, status};
+use crate::cli::{add, remote, show, status};
 use crate::engine::location::parse_target;
-use crate::engine::verify::Difference;
-use crate::host::doveadm::{Command, Format, Print, Tls, base_dir, password, port, socket_path};
+use crate::engine::protocol::doveadm_json::JsonReader;
+use crate::engine::verify::{Difference, InvalidAnswer};
+use crate::host::doveadm::{
+    Command, Format, Print, Tls, base_dir, dsync_remote_cmd, password, port, socket_path,
+};
 
 /// How long the replicator may take to look up a user's replicas.
 const LOOKUP_TRIES: u32 = 50;
@@ -138,6 +142,60 @@ fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, Trouble> {
     Err(last)
 }
 
+/// A command over `remote:`. What it says on stderr goes where doveadm's goes.
+fn run_remote(
+    target: &[u8],
+    command: NodeCommand<'_>,
+    take: &mut TakePart<'_>,
+) -> Result<(), Trouble> {
+    let words = remote::command_line(target, &dsync_remote_cmd(), command)?;
+    let mut words = words.iter().map(|word| OsStr::from_bytes(word));
+    let program = words.next().unwrap_or_default();
+    let unreachable = |error: io::Error| {
+        let program = program.to_string_lossy();
+        Trouble::Unreachable(format!("{program}: {}", errno_text(&error)))
+    };
+    let spawned = process::Command::new(program)
+        .args(words)
+        .stdin(process::Stdio::null())
+        .stdout(process::Stdio::piped())
+        .spawn();
+    let mut child = spawned.map_err(unreachable)?;
+    let read = child
+        .stdout
+        .take()
+        .map_or(Ok(()), |stdout| read_json(stdout, take));
+    if read.is_err() {
+        // It may have ended by itself.
+        let _ = child.kill();
+    }
+    let status = child.wait().map_err(unreachable)?;
+    let failed = |invalid: InvalidAnswer| Trouble::Failed(format!("{}: {invalid}", command.name));
+    match remote::ended(status.code(), command) {
+        // Killed because of what it printed.
+        Err(_) if status.code().is_none() => read.map_err(failed),
+        Err(trouble) => Err(trouble),
+        Ok(()) => read.map_err(failed),
+    }
+}
+
+fn read_json(mut output: impl Read, take: &mut TakePart<'_>) -> Result<(), InvalidAnswer> {
+    let mut json = JsonReader::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match output.read(&mut buffer) {
+            Ok(0) if json.is_whole() => return Ok(()),
+            Ok(0) => return Err(InvalidAnswer::Incomplete),
+            Ok(length) => {
+                let bytes = buffer.get(..length).unwrap_or_default();
+                json.push(bytes, |value| take(value, true))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(InvalidAnswer::Incomplete),
+        }
+    }
+}
+
 impl World for Nodes {
     fn run(
         &mut self,
@@ -145,6 +203,11 @@ impl World for Nodes {
         command: NodeCommand<'_>,
         take: &mut TakePart<'_>,
     ) -> Result<(), Trouble> {
+        if let Node::At(target) = node {
+            if !target.starts_with(b"tcp:") && !target.starts_with(b"tcps:") {
+                return run_remote(target, command, take);
+            }
+        }
         let mut stream = self.connect(node)?;
         run_command(stream.as_mut(), &self.password, command, take)
     }
