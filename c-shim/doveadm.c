@@ -113,14 +113,13 @@ struct replication_tls {
 	struct ssl_iostream *ssl;
 };
 
-/* 1 = the socket is ready, 0 = time is over, -1 = error */
+/* 1 = the socket is ready, 0 = time is over, -1 = error. Only right after a stream function that wanted more: any other
+   in between may take what arrives into its own buffers, and the socket would stay silent. */
 static int tls_wait(struct replication_tls *tls, unsigned int timeout_msecs)
 {
 	struct pollfd pfd = { .fd = tls->fd, .events = POLLIN };
 	int ret;
 
-	if (o_stream_flush(tls->output) < 0)
-		return -1;
 	if (o_stream_get_buffer_used_size(tls->output) > 0)
 		pfd.events |= POLLOUT;
 	do {
