@@ -16,6 +16,7 @@ pub struct Builder {
     sync_timeout: Option<&'static str>,
     replica: Replica,
     mail_plugins: Option<&'static str>,
+    one_way: bool,
 }
 
 /// Where `mail_replica` comes from and leads.
@@ -72,6 +73,13 @@ impl Builder {
         self
     }
 
+    /// Only the first node's replicator syncs; the second has no `mail_replica`.
+    #[must_use]
+    pub fn one_way(mut self) -> Self {
+        self.one_way = true;
+        self
+    }
+
     /// The words of both nodes' `mail_plugins`; without `replication` only an order syncs.
     #[must_use]
     pub fn mail_plugins(mut self, plugins: &'static str) -> Self {
@@ -97,6 +105,7 @@ impl Builder {
             let peer = format!("tcp:127.0.0.1:{}", ports[1 - own].number());
             let mut users = self.users.clone();
             let replicas = match &self.replica {
+                _ if self.one_way && own == 1 => Vec::new(),
                 Replica::Port => vec![peer],
                 Replica::Command(_) => vec![format!("remote:{}", ["b", "a"][own])],
                 Replica::Userdb => {
@@ -154,6 +163,7 @@ impl Pair {
             sync_timeout: None,
             replica: Replica::Port,
             mail_plugins: None,
+            one_way: false,
         }
     }
 
