@@ -128,7 +128,7 @@ fn bind(header: &Path, host: &str, dovecot: &Dovecot) {
 }
 
 /// What each host's Rust names beyond its shim's own header.
-const ALLOWED: [(&str, &str); 33] = [
+const ALLOWED: [(&str, &str); 34] = [
     ("plugin", "notify_vfuncs"),
     ("plugin", "mail_storage_hooks"),
     ("plugin", "mail_user"),
@@ -146,6 +146,7 @@ const ALLOWED: [(&str, &str); 33] = [
     ("doveadm", "doveadm_mail_cmd_context"),
     ("doveadm", "doveadm_cmd_param_str"),
     ("doveadm", "doveadm_cmd_param_bool"),
+    ("doveadm", "doveadm_cmd_param_array"),
     ("doveadm", "doveadm_cmd_ver2"),
     ("doveadm", "doveadm_settings"),
     ("doveadm", "doveadm_exit_code"),

@@ -2,6 +2,7 @@
 #include "doveadm.h"
 #include "ostream-private.h"
 #include "iostream-private.h"
+#include "iostream-ssl.h"
 
 /* doveadm keeps its mail commands in doveadm_cmds_ver2; before 2.3.14 sync and dsync-server were in an array of their
    own, which later headers no longer declare. */
@@ -60,4 +61,20 @@ bool replication_doveadm_noreplicate(struct mail_storage_service_user *user)
 	const struct mail_user_settings *set = mail_storage_service_user_get_set(user)[0];
 
 	return mail_user_set_plugin_getenv_bool(set, "noreplicate");
+}
+
+int replication_doveadm_tls_create(struct doveadm_cmd_context *cctx, const char *host,
+				   struct istream **input, struct ostream **output,
+				   struct ssl_iostream **ssl_r, const char **error_r)
+{
+	struct ssl_iostream_settings set;
+	struct ssl_iostream_context *ctx;
+	int ret;
+
+	doveadm_get_ssl_settings(&set, pool_datastack_create());
+	if (ssl_iostream_client_context_cache_get(&set, &ctx, error_r) < 0)
+		return -1;
+	ret = io_stream_create_ssl_client(ctx, host, &set, input, output, ssl_r, error_r);
+	ssl_iostream_context_unref(&ctx);
+	return ret;
 }

@@ -3,6 +3,7 @@
 #include "str.h"
 #include "settings.h"
 #include "var-expand.h"
+#include "iostream-ssl.h"
 #include "replication-settings.h"
 
 /* sync has about thirty. */
@@ -161,4 +162,17 @@ bool replication_doveadm_noreplicate(struct mail_storage_service_user *user)
 	noreplicate = set->noreplicate;
 	settings_free(set);
 	return noreplicate;
+}
+
+int replication_doveadm_tls_create(struct doveadm_cmd_context *cctx, const char *host,
+				   struct istream **input, struct ostream **output,
+				   struct ssl_iostream **ssl_r, const char **error_r)
+{
+	const struct ssl_iostream_client_autocreate_parameters parameters = {
+		.event_parent = cctx->event,
+		.host = host,
+		.application_protocols = (const char *const[]) { "doveadm", NULL },
+	};
+
+	return io_stream_autocreate_ssl_client(&parameters, input, output, ssl_r, error_r);
 }

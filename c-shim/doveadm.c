@@ -1,4 +1,8 @@
 #include "doveadm.h"
+#include "net.h"
+#include "iostream-ssl.h"
+
+#include <poll.h>
 
 #define SOCKET_PATH \
 DOVEADM_CMD_PARAM('a', "socket-path", CMD_PARAM_STR, 0)
@@ -59,6 +63,17 @@ USER
 DOVEADM_CMD_PARAMS_END
 },
 {
+	.name = "replicator verify",
+	.usage = "[-a <replicator socket path>] [-f] [-x <mailbox mask> ...] [-p <peer location>] <user mask>",
+DOVEADM_CMD_PARAMS_START
+SOCKET_PATH
+DOVEADM_CMD_PARAM('f', "full", CMD_PARAM_BOOL, 0)
+DOVEADM_CMD_PARAM('x', "exclude-mailbox", CMD_PARAM_ARRAY, 0)
+DOVEADM_CMD_PARAM('p', "peer", CMD_PARAM_STR, 0)
+USER_MASK
+DOVEADM_CMD_PARAMS_END
+},
+{
 	.name = "replicator peers",
 	.usage = "[-a <replicator socket path>]",
 DOVEADM_CMD_PARAMS_START
@@ -113,4 +128,117 @@ bool replication_doveadm_is_dsync(struct mailbox *box)
 const char *replication_doveadm_username(struct mail_user *user)
 {
 	return user->username;
+}
+
+struct replication_tls {
+	int fd;
+	struct istream *input;
+	struct ostream *output;
+	struct ssl_iostream *ssl;
+};
+
+/* 1 = the socket is ready, 0 = time is over, -1 = error. Only right after a stream function that wanted more: any other
+   in between may take what arrives into its own buffers, and the socket would stay silent. */
+static int tls_wait(struct replication_tls *tls, unsigned int timeout_msecs)
+{
+	struct pollfd pfd = { .fd = tls->fd, .events = POLLIN };
+	int ret;
+
+	if (o_stream_get_buffer_used_size(tls->output) > 0)
+		pfd.events |= POLLOUT;
+	do {
+		ret = poll(&pfd, 1, (int)timeout_msecs);
+	} while (ret < 0 && errno == EINTR);
+	if (ret == 0)
+		errno = ETIMEDOUT;
+	return ret;
+}
+
+struct replication_tls *
+replication_doveadm_tls_open(struct doveadm_cmd_context *cctx, int fd, const char *host,
+			     unsigned int timeout_msecs, const char **error_r)
+{
+	static char *last_error = NULL;
+	struct replication_tls *tls = i_new(struct replication_tls, 1);
+	const char *error = NULL;
+	int ret;
+
+	tls->fd = fd;
+	net_set_nonblock(fd, TRUE);
+	tls->input = i_stream_create_fd(fd, 64 * 1024);
+	tls->output = o_stream_create_fd(fd, SIZE_MAX);
+	o_stream_set_no_error_handling(tls->output, TRUE);
+	if (replication_doveadm_tls_create(cctx, host, &tls->input, &tls->output,
+					   &tls->ssl, &error) < 0) {
+		ret = -1;
+	} else {
+		o_stream_set_no_error_handling(tls->output, TRUE);
+		while ((ret = ssl_iostream_handshake(tls->ssl)) == 0) {
+			if ((ret = tls_wait(tls, timeout_msecs)) <= 0)
+				break;
+		}
+		if (ret == 0)
+			error = "SSL handshake timed out";
+		else if (ret < 0)
+			error = ssl_iostream_get_last_error(tls->ssl);
+	}
+	if (ret > 0)
+		return tls;
+	i_free(last_error);
+	last_error = i_strdup(error != NULL ? error : "SSL handshake failed");
+	*error_r = last_error;
+	replication_doveadm_tls_close(tls);
+	return NULL;
+}
+
+ssize_t replication_doveadm_tls_read(struct replication_tls *tls, void *data, size_t size,
+				     unsigned int timeout_msecs)
+{
+	const unsigned char *available;
+	size_t length;
+	ssize_t ret;
+
+	for (;;) {
+		available = i_stream_get_data(tls->input, &length);
+		if (length > 0) {
+			length = I_MIN(length, size);
+			memcpy(data, available, length);
+			i_stream_skip(tls->input, length);
+			return (ssize_t)length;
+		}
+		ret = i_stream_read(tls->input);
+		if (ret == 0)
+			ret = tls_wait(tls, timeout_msecs) > 0 ? 1 : -3;
+		if (ret == -3)
+			return -1;
+		if (ret < 0) {
+			errno = tls->input->stream_errno;
+			return errno == 0 ? 0 : -1;
+		}
+	}
+}
+
+int replication_doveadm_tls_write(struct replication_tls *tls, const void *data, size_t size,
+				  unsigned int timeout_msecs)
+{
+	if (o_stream_send(tls->output, data, size) != (ssize_t)size) {
+		errno = tls->output->stream_errno;
+		return -1;
+	}
+	while (o_stream_flush(tls->output) >= 0) {
+		if (o_stream_get_buffer_used_size(tls->output) == 0)
+			return 0;
+		if (tls_wait(tls, timeout_msecs) <= 0)
+			return -1;
+	}
+	errno = tls->output->stream_errno;
+	return -1;
+}
+
+void replication_doveadm_tls_close(struct replication_tls *tls)
+{
+	ssl_iostream_destroy(&tls->ssl);
+	i_stream_destroy(&tls->input);
+	o_stream_destroy(&tls->output);
+	i_free(tls);
 }

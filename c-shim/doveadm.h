@@ -17,6 +17,7 @@
 #include "doveadm-settings.h"
 
 struct iostream_private;
+struct ssl_iostream;
 
 typedef struct doveadm_mail_cmd_context *replication_mail_cmd_alloc_t(void);
 typedef void replication_stream_close_t(struct iostream_private *stream, bool close_parent);
@@ -55,6 +56,26 @@ const unsigned char *replication_doveadm_buffered(struct istream_private *stream
 
 /* Whether it is dsync that works on the mailbox. */
 bool replication_doveadm_is_dsync(struct mailbox *box);
+
+/* A TLS client on a connected socket, with Dovecot's own settings and certificate checks: the same as of dsync. It waits for
+   the peer, and runs no ioloop. */
+struct replication_tls;
+/* Makes the streams and shakes hands; NULL with an error that lives until the next call. The socket stays the caller's. */
+struct replication_tls *
+replication_doveadm_tls_open(struct doveadm_cmd_context *cctx, int fd, const char *host,
+			     unsigned int timeout_msecs, const char **error_r);
+/* How many bytes came; 0 at the end, -1 on an error, errno is set. ETIMEDOUT after this time without any. */
+ssize_t replication_doveadm_tls_read(struct replication_tls *tls, void *data, size_t size,
+				     unsigned int timeout_msecs);
+/* Sends all; -1 on an error, errno is set. */
+int replication_doveadm_tls_write(struct replication_tls *tls, const void *data, size_t size,
+				  unsigned int timeout_msecs);
+void replication_doveadm_tls_close(struct replication_tls *tls);
+/* Of each version: puts TLS on the streams. */
+int replication_doveadm_tls_create(struct doveadm_cmd_context *cctx, const char *host,
+				   struct istream **input, struct ostream **output,
+				   struct ssl_iostream **ssl_r, const char **error_r);
+
 const char *replication_doveadm_username(struct mail_user *user);
 /* Whether the user is marked noreplicate, globally or by userdb. */
 bool replication_doveadm_noreplicate(struct mail_storage_service_user *user);

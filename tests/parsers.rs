@@ -7,7 +7,7 @@
 mod bodies;
 
 /// Pieces that parsers look for, so that random input gets past their first look.
-const WORDS: [&[u8]; 30] = [
+const WORDS: [&[u8]; 34] = [
     b"\t",
     b"\n",
     b"\x01",
@@ -38,6 +38,10 @@ const WORDS: [&[u8]; 30] = [
     b"-CHANGED\n",
     b"\0\0\0\0\x02",
     b"L\0\0\0\x05\x04err\n",
+    b"INBOX\t7\t\\Seen\t5\t9\t",
+    b"\r\n",
+    b"\"uid\":\"7\",",
+    b"\\u00e4",
 ];
 
 #[test]

@@ -6,12 +6,15 @@
 
 pub mod add;
 pub mod client;
+pub mod command;
 pub mod dsync_status;
 pub mod peers;
+pub mod remote;
 pub mod remove;
 pub mod replicate;
 pub mod show;
 pub mod status;
+pub mod verify;
 
 use std::borrow::Cow;
 

@@ -7,6 +7,7 @@
 mod abi;
 pub mod aggregator;
 pub mod healing;
+pub mod location;
 mod notification;
 mod outage;
 mod pending;
@@ -17,6 +18,7 @@ pub mod strescape;
 mod sync_reply;
 mod sync_timeout;
 pub mod time;
+pub mod verify;
 
 pub use abi::is_same_abi;
 pub use notification::{LINE_MAX_BYTES, Notification, notification_line};

@@ -53,6 +53,19 @@ pub fn tabunescape(field: &[u8]) -> Vec<u8> {
     plain
 }
 
+/// The longest begin of `part` that can be unescaped by itself: without a \\001 at its end whose second byte is
+/// yet to come.
+#[must_use]
+pub fn without_half_escape(part: &[u8]) -> &[u8] {
+    let run = part
+        .iter()
+        .rev()
+        .take_while(|&&byte| byte == ESCAPE)
+        .count();
+    // \001\001 is an escape by itself, though an odd one.
+    part.get(..part.len() - run % 2).unwrap_or_default()
+}
+
 /// The unescaped fields of a line (without its LF). An empty line has one empty field.
 pub fn split_tabescaped(line: &[u8]) -> impl Iterator<Item = Vec<u8>> + '_ {
     line.split(|&byte| byte == b'\t').map(tabunescape)

@@ -3,7 +3,11 @@
 //! Only for the doveadm module. What is called here runs on doveadm's one thread, inside a command.
 
 use std::ffi::{CStr, CString};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::ptr;
+use std::time::Duration;
 
 use super::bindings as ffi;
 use crate::cli::Layout;
@@ -53,6 +57,30 @@ impl Command {
         given && value
     }
 
+    /// All values of the parameter of this name.
+    #[must_use]
+    pub fn param_array(self, name: &CStr) -> Vec<Vec<u8>> {
+        let mut values = ptr::null();
+        // SAFETY: `cctx` is valid by the contract of `new`.
+        let given =
+            unsafe { ffi::doveadm_cmd_param_array(self.cctx, name.as_ptr(), &raw mut values) };
+        let mut all = Vec::new();
+        if !given || values.is_null() {
+            return all;
+        }
+        loop {
+            // SAFETY: Dovecot ends the array with a NULL, up to which this goes.
+            let value = unsafe { *values };
+            if value.is_null() {
+                return all;
+            }
+            // SAFETY: Dovecot gave a NUL-terminated string that lives as long as the command.
+            all.push(unsafe { CStr::from_ptr(value) }.to_bytes().to_vec());
+            // SAFETY: not at the end yet.
+            values = unsafe { values.add(1) };
+        }
+    }
+
     /// Whether it was given on a command line, and not to doveadm-server.
     #[must_use]
     pub fn is_from_command_line(self) -> bool {
@@ -80,21 +108,152 @@ impl Command {
     }
 }
 
+/// doveadm's settings; `None` before doveadm has read them.
+fn settings() -> Option<&'static ffi::doveadm_settings> {
+    // SAFETY: doveadm sets the pointer before it runs any command.
+    let settings = unsafe { ffi::doveadm_settings };
+    // SAFETY: NULL or settings that live as long as the process.
+    unsafe { settings.as_ref() }
+}
+
+fn text_setting(choose: impl Fn(&ffi::doveadm_settings) -> *const std::ffi::c_char) -> Vec<u8> {
+    let value = settings().map_or(ptr::null(), choose);
+    if value.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: a string setting is NUL-terminated and lives as long as the process.
+    unsafe { CStr::from_ptr(value) }.to_bytes().to_vec()
+}
+
 /// The setting `base_dir`; empty before doveadm has read its settings.
 #[must_use]
 pub fn base_dir() -> Vec<u8> {
-    // SAFETY: doveadm sets the pointer before it runs any command.
-    let settings = unsafe { ffi::doveadm_settings };
-    if settings.is_null() {
-        return Vec::new();
+    text_setting(|settings| settings.base_dir)
+}
+
+/// The setting `doveadm_socket_path`.
+#[must_use]
+pub fn socket_path() -> Vec<u8> {
+    text_setting(|settings| settings.doveadm_socket_path)
+}
+
+/// The setting `doveadm_password`.
+#[must_use]
+pub fn password() -> Vec<u8> {
+    text_setting(|settings| settings.doveadm_password)
+}
+
+/// The setting `dsync_remote_cmd`.
+#[must_use]
+pub fn dsync_remote_cmd() -> Vec<u8> {
+    text_setting(|settings| settings.dsync_remote_cmd)
+}
+
+/// The setting `doveadm_port`; 0: none.
+#[must_use]
+pub fn port() -> u16 {
+    settings().map_or(0, |settings| settings.doveadm_port)
+}
+
+/// A TLS client with Dovecot's own settings and certificate checks, as dsync's of a `tcps:` peer.
+pub struct Tls {
+    tls: *mut ffi::replication_tls,
+    /// Closed after the streams on it.
+    _socket: TcpStream,
+    timeout: Duration,
+}
+
+impl Tls {
+    /// Shakes hands on a connection to this host.
+    ///
+    /// # Errors
+    ///
+    /// Dovecot's: the certificate is not valid, or not for this host.
+    pub fn open(
+        command: Command,
+        socket: TcpStream,
+        host: &str,
+        timeout: Duration,
+    ) -> Result<Self, String> {
+        let host = c_text(host.as_bytes());
+        let mut error = ptr::null();
+        // SAFETY: the context is valid by the contract of `Command::new`, the socket is open as long as the streams on it, and
+        // `error` is written to only during the call.
+        let tls = unsafe {
+            ffi::replication_doveadm_tls_open(
+                command.cctx,
+                socket.as_raw_fd(),
+                host.as_ptr(),
+                msecs(timeout),
+                &raw mut error,
+            )
+        };
+        if tls.is_null() {
+            // SAFETY: set where NULL is given, NUL-terminated, alive until the next call.
+            let error = unsafe { CStr::from_ptr(error) };
+            return Err(error.to_string_lossy().into_owned());
+        }
+        Ok(Self {
+            tls,
+            _socket: socket,
+            timeout,
+        })
     }
-    // SAFETY: checked above; the settings live as long as the process.
-    let dir = unsafe { (*settings).base_dir };
-    if dir.is_null() {
-        return Vec::new();
+
+    /// How long the peer may be silent from now on.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
-    // SAFETY: a string setting is NUL-terminated.
-    unsafe { CStr::from_ptr(dir) }.to_bytes().to_vec()
+}
+
+fn msecs(time: Duration) -> u32 {
+    i32::try_from(time.as_millis())
+        .unwrap_or(i32::MAX)
+        .unsigned_abs()
+}
+
+impl Read for Tls {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: `tls` was opened and is not closed yet; `buffer` has room for its length.
+        let length = unsafe {
+            ffi::replication_doveadm_tls_read(
+                self.tls,
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                msecs(self.timeout),
+            )
+        };
+        usize::try_from(length).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+impl Write for Tls {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // SAFETY: `tls` was opened and is not closed yet; `bytes` are as many as is said.
+        let result = unsafe {
+            ffi::replication_doveadm_tls_write(
+                self.tls,
+                bytes.as_ptr().cast(),
+                bytes.len(),
+                msecs(self.timeout),
+            )
+        };
+        match result {
+            0 => Ok(bytes.len()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        // SAFETY: opened, closed once, and the socket is still open.
+        unsafe { ffi::replication_doveadm_tls_close(self.tls) }
+    }
 }
 
 /// Sets what doveadm exits with (sysexits.h).
@@ -132,6 +291,13 @@ impl Print {
             unsafe { ffi::doveadm_print_init(name.as_ptr()) };
         }
         Self { for_machines }
+    }
+
+    /// Whether a format was chosen before the output was begun.
+    #[must_use]
+    pub fn is_chosen() -> bool {
+        // SAFETY: no precondition.
+        unsafe { ffi::doveadm_print_is_initialized() }
     }
 
     /// Whether a format was chosen (`-f`, HTTP): then a program may read it.

@@ -8,6 +8,8 @@ use dovecot_replication::engine::aggregator::line::{
     LineSplitter, MAX_USERNAME, Step, parse_notification,
 };
 use dovecot_replication::engine::aggregator::{journal, link::Link};
+use dovecot_replication::engine::protocol::doveadm_command::{self, CommandReader};
+use dovecot_replication::engine::protocol::doveadm_json::{InvalidJson, JsonReader};
 use dovecot_replication::engine::protocol::doveadm_server::{
     DoveadmReader, Event, MAX_STATE_BYTES,
 };
@@ -16,6 +18,7 @@ use dovecot_replication::engine::protocol::replicator_notify::NotifyReader;
 use dovecot_replication::engine::protocol::userdb::UserdbReader;
 use dovecot_replication::engine::replicator::wildcard_match;
 use dovecot_replication::engine::strescape::{append_tabescaped, split_tabescaped, tabunescape};
+use dovecot_replication::engine::verify::{FETCH_COLUMNS, Mail, RowReader, VALUE_BYTES_MAX};
 use dovecot_replication::engine::{
     LINE_MAX_BYTES, Priority, REPLY_MAX_BYTES, SYNC_TIMEOUT_MAX, SyncReplyReader,
     notification_line, parse_sync_timeout, time::Mono,
@@ -25,7 +28,7 @@ use dovecot_replication::engine::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 16] = [
     ("strescape", strescape),
     ("notification_line", notification),
     ("sync_timeout", sync_timeout),
@@ -38,6 +41,9 @@ pub const TARGETS: [Target; 13] = [
     ("replicator_doveadm", replicator_doveadm),
     ("userdb", userdb),
     ("doveadm_server", doveadm_server),
+    ("doveadm_command", doveadm_command),
+    ("doveadm_json", doveadm_json),
+    ("verify_rows", verify_rows),
     ("mask", mask),
 ];
 
@@ -272,6 +278,81 @@ pub fn doveadm_server(data: &[u8]) {
             }
         }
         assert_eq!(whole, read(piece(data)));
+    }
+}
+
+/// However a command's answer is cut, its values and its result are the same.
+pub fn doveadm_command(data: &[u8]) {
+    use doveadm_command::Event::{Error, Part};
+    let plain = with_greeting(b"+\n", data);
+    let multiplexed = [b"VERSION\tdoveadm-client\t1\t1\n+\n", data].concat();
+    for stream in plain.into_iter().chain([multiplexed]) {
+        let read = |size: usize| {
+            let (mut values, mut others) = (Vec::new(), Vec::new());
+            for event in read_in_pieces!(CommandReader, next_event, stream, size) {
+                match event {
+                    Ok(Part { bytes, ends }) => {
+                        values.extend_from_slice(&bytes);
+                        if ends {
+                            values.push(b'\n');
+                        }
+                    }
+                    Ok(Error(_)) => {}
+                    other => others.push(other),
+                }
+            }
+            (values, others)
+        };
+        assert_eq!(read(stream.len().max(1)), read(piece(data)));
+    }
+}
+
+/// However JSON is cut, its values are the same.
+pub fn doveadm_json(data: &[u8]) {
+    for output in with_greeting(b"[{\"mailbox\":\"", data) {
+        let read = |size: usize| {
+            let (mut reader, mut values) = (JsonReader::new(), Vec::new());
+            let result = output.chunks(size).try_for_each(|piece| {
+                reader.push(piece, |value| {
+                    values.push(value.to_vec());
+                    Ok::<_, InvalidJson>(())
+                })
+            });
+            (values, result.map(|()| reader.is_whole()))
+        };
+        assert_eq!(read(output.len().max(1)), read(piece(data)));
+    }
+}
+
+/// However values are cut, the rows and the mails in them are the same.
+pub fn verify_rows(data: &[u8]) {
+    for has_text in [false, true] {
+        let read = |size: usize| {
+            let mut reader = RowReader::new(FETCH_COLUMNS, has_text);
+            let mut mails = Vec::new();
+            for value in data.split(|&byte| byte == b'\t') {
+                let mut pieces = value.chunks(size).peekable();
+                while let Some(part) = pieces.next() {
+                    match reader.push(part, pieces.peek().is_none()) {
+                        Ok(None) => {}
+                        Ok(Some(row)) => {
+                            assert!(
+                                row.values
+                                    .iter()
+                                    .all(|value| value.len() <= VALUE_BYTES_MAX)
+                            );
+                            mails.push(
+                                Mail::of_row(row)
+                                    .map(|(mailbox, mail)| (mailbox, mail.digest(), mail)),
+                            );
+                        }
+                        Err(error) => return (mails, Err(error)),
+                    }
+                }
+            }
+            (mails, Ok(()))
+        };
+        assert_eq!(read(data.len().max(1)), read(piece(data)));
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Builder {
     replica: Replica,
     hostnames: [&'static str; 2],
     format: Format,
+    mail_plugins: Option<&'static str>,
+    one_way: bool,
 }
 
 /// Where `mail_replica` comes from and leads.
@@ -104,6 +106,20 @@ impl Builder {
         self
     }
 
+    /// Only the first node's replicator syncs; the second has no `mail_replica`.
+    #[must_use]
+    pub fn one_way(mut self) -> Self {
+        self.one_way = true;
+        self
+    }
+
+    /// The words of both nodes' `mail_plugins`; without `replication` only an order syncs.
+    #[must_use]
+    pub fn mail_plugins(mut self, plugins: &'static str) -> Self {
+        self.mail_plugins = Some(plugins);
+        self
+    }
+
     /// `mail_replica` is in each user's userdb entry and nowhere else.
     #[must_use]
     pub fn replica_by_userdb(mut self) -> Self {
@@ -125,6 +141,7 @@ impl Builder {
             let mut users = self.users.clone();
             let mut tls = None;
             let replicas = match &self.replica {
+                _ if self.one_way && own == 1 => Vec::new(),
                 Replica::Port => vec![peer],
                 Replica::Tls(trusted) => {
                     let common = certificates.first().filter(|_| *trusted);
@@ -156,6 +173,9 @@ impl Builder {
             if !target.is_ours() {
                 // Stock's daemons log errors with DESIGN.md's configuration (STOCK.md 10).
                 builder = builder.lenient();
+            }
+            if let Some(plugins) = self.mail_plugins {
+                builder = builder.mail_plugins(plugins);
             }
             builder
                 .services()
@@ -224,6 +244,8 @@ impl Pair {
             replica: Replica::Port,
             hostnames: ["node-a", "node-b"],
             format: Format::default(),
+            mail_plugins: None,
+            one_way: false,
         }
     }
 

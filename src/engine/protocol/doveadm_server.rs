@@ -9,13 +9,13 @@
 //! C: <flags>\t<username>\tsync\t<arguments>
 //! S: <state>\t                               (then `+` or `-<code>`)
 //! ```
-//! With minor 1 everything after the `+` comes in frames: a channel byte, a big-endian length of
-//! four bytes, that many bytes. Channel 0 is the answer, channel `L` are lines that the command logged,
-//! each led by a byte for its type. Sources: Dovecot, `src/doveadm/client-connection-tcp.c`,
-//! `doveadm-util.c`, `src/lib/istream-multiplex.c` of 2.3.13, 2.3.19.1 and 2.4.1. Servers of 2.3 and 2.4
-//! send log lines to a client of minor 1 unasked.
+//! With minor 1 everything after the `+` is multiplexed. Channel 0 is the answer, channel `L` are lines that
+//! the command logged, each led by a byte for its type. Sources: Dovecot, `src/doveadm/client-connection-tcp.c`
+//! and `doveadm-util.c` of 2.3.13, 2.3.19.1 and 2.4.1. Servers of 2.3 and 2.4 send log lines to a client of
+//! minor 1 unasked. Other commands than `sync`: [`super::doveadm_command`].
 
 use super::line::{Line, LineReader};
+use super::multiplex::Frames;
 use super::replicator_notify::{parse_number, printable};
 use crate::engine::strescape;
 
@@ -26,8 +26,7 @@ pub const MAX_GREETING_BYTES: usize = 1024;
 /// What is read of one line that dsync logged.
 pub const MAX_LOG_LINE_BYTES: usize = 8 * 1024;
 
-const LOG_CHANNEL: u8 = b'L';
-const FRAME_HEADER_BYTES: usize = 5;
+pub(super) const LOG_CHANNEL: u8 = b'L';
 
 /// How the command ended, by the last line of the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,9 +117,7 @@ pub struct DoveadmReader {
     log: LineReader,
     password_sent: bool,
     multiplexed: bool,
-    frame_header: Vec<u8>,
-    frame_remaining: usize,
-    frame_channel: u8,
+    frames: Frames,
     state: Vec<u8>,
 }
 
@@ -140,41 +137,23 @@ impl DoveadmReader {
             log: LineReader::new(MAX_LOG_LINE_BYTES),
             password_sent: false,
             multiplexed: false,
-            frame_header: Vec::new(),
-            frame_remaining: 0,
-            frame_channel: 0,
+            frames: Frames::new(),
             state: Vec::new(),
         }
     }
 
     /// Adds bytes that arrived.
-    pub fn push(&mut self, mut bytes: &[u8]) {
+    pub fn push(&mut self, bytes: &[u8]) {
         if !self.multiplexed || self.step == Step::Greeting {
             self.answers.push(bytes);
             return;
         }
-        while !bytes.is_empty() {
-            if self.frame_remaining == 0 {
-                let missing = FRAME_HEADER_BYTES - self.frame_header.len();
-                let (header, rest) = bytes.split_at(missing.min(bytes.len()));
-                self.frame_header.extend_from_slice(header);
-                bytes = rest;
-                if let [channel, a, b, c, d] = *self.frame_header.as_slice() {
-                    self.frame_channel = channel;
-                    self.frame_remaining = u32::from_be_bytes([a, b, c, d]) as usize;
-                    self.frame_header.clear();
-                }
-                continue;
-            }
-            let (data, rest) = bytes.split_at(self.frame_remaining.min(bytes.len()));
-            self.frame_remaining -= data.len();
-            bytes = rest;
-            match self.frame_channel {
-                0 => self.answers.push(data),
-                LOG_CHANNEL => self.log.push(data),
-                _ => {}
-            }
-        }
+        let (answers, log) = (&mut self.answers, &mut self.log);
+        self.frames.split(bytes, |channel, data| match channel {
+            0 => answers.push(data),
+            LOG_CHANNEL => log.push(data),
+            _ => {}
+        });
     }
 
     /// Whether the greeting is over.
@@ -195,14 +174,8 @@ impl DoveadmReader {
     ///
     /// The server does not speak the protocol; the connection is of no use.
     pub fn next_event(&mut self) -> Result<Option<Event>, ProtocolError> {
-        while let Some(line) = self.log.next_line() {
-            let (Line::Complete(line) | Line::TooLong(line)) = line;
-            // Types 4 to 6 are error, fatal and panic.
-            match line {
-                [4..=6, text @ ..] => return Ok(Some(Event::Error(log_text(text)))),
-                [3, text @ ..] => return Ok(Some(Event::Warning(log_text(text)))),
-                _ => {}
-            }
+        if let Some(event) = next_logged(&mut self.log) {
+            return Ok(Some(event));
         }
         loop {
             let (line, too_long) = match self.answers.next_line() {
@@ -211,23 +184,17 @@ impl DoveadmReader {
                 Some(Line::TooLong(start)) => (start, true),
             };
             match self.step {
-                Step::Greeting => {
-                    if line.starts_with(b"VERSION\t") {
-                        let minor = parse_version(line)
-                            .ok_or_else(|| ProtocolError::Version(printable(line)))?;
-                        self.multiplexed = minor > 0;
-                    } else if line == b"+" {
+                Step::Greeting => match parse_greeting(line, self.password_sent)? {
+                    Greeting::Version { minor } => self.multiplexed = minor > 0,
+                    Greeting::Ready => {
                         self.start_answers();
                         return Ok(Some(Event::Ready));
-                    } else if line == b"-" && !self.password_sent {
+                    }
+                    Greeting::PasswordWanted => {
                         self.password_sent = true;
                         return Ok(Some(Event::PasswordWanted));
-                    } else if line == b"-" {
-                        return Err(ProtocolError::PasswordRefused);
-                    } else {
-                        return Err(ProtocolError::Greeting(printable(line)));
                     }
-                }
+                },
                 Step::State => {
                     let field = line.split(|&byte| byte == b'\t').next();
                     let state = field.filter(|_| !too_long).unwrap_or_default();
@@ -260,6 +227,50 @@ impl DoveadmReader {
     }
 }
 
+/// A line of the greeting.
+pub(super) enum Greeting {
+    Version { minor: u64 },
+    Ready,
+    PasswordWanted,
+}
+
+pub(super) fn parse_greeting(line: &[u8], password_sent: bool) -> Result<Greeting, ProtocolError> {
+    if line.starts_with(b"VERSION\t") {
+        let minor = parse_version(line);
+        let minor = minor.ok_or_else(|| ProtocolError::Version(printable(line)))?;
+        return Ok(Greeting::Version { minor });
+    }
+    match line {
+        b"+" => Ok(Greeting::Ready),
+        b"-" if !password_sent => Ok(Greeting::PasswordWanted),
+        b"-" => Err(ProtocolError::PasswordRefused),
+        _ => Err(ProtocolError::Greeting(printable(line))),
+    }
+}
+
+/// The next error, fatal or panic of what the command logged.
+pub(super) fn next_error(log: &mut LineReader) -> Option<String> {
+    loop {
+        if let Event::Error(text) = next_logged(log)? {
+            return Some(text);
+        }
+    }
+}
+
+/// The next line that is a warning or worse.
+fn next_logged(log: &mut LineReader) -> Option<Event> {
+    while let Some(line) = log.next_line() {
+        let (Line::Complete(line) | Line::TooLong(line)) = line;
+        // Types 4 to 6 are error, fatal and panic.
+        match line {
+            [4..=6, text @ ..] => return Some(Event::Error(log_text(text))),
+            [3, text @ ..] => return Some(Event::Warning(log_text(text))),
+            _ => {}
+        }
+    }
+    None
+}
+
 fn parse_version(line: &[u8]) -> Option<u64> {
     let mut fields = line.split(|&byte| byte == b'\t').skip(1);
     if fields.next()? != b"doveadm-client" || fields.next()? != b"1" {
@@ -270,7 +281,7 @@ fn parse_version(line: &[u8]) -> Option<u64> {
 
 /// The meaning of the word after `-`. 2.3.13 prints numbers; a concurrent change is `CHANGED` on 2.4,
 /// `UNKNOWN` on 2.3.14 and later, 2 before, on 2.3 only after a state line that is not empty.
-fn code_of(word: &[u8], has_state: bool) -> Code {
+pub(super) fn code_of(word: &[u8], has_state: bool) -> Code {
     match word {
         b"CHANGED" => Code::Changed,
         b"UNKNOWN" | b"2" if has_state => Code::Changed,

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use super::Replicator;
 use super::action::{Action, CommandDone, CommandId};
-use super::config::MAX_COMMANDS;
+use super::config::{MAX_COMMANDS, MAX_LOOKUPS};
+use super::lookups::Why;
 use super::mask::{has_wildcard, wildcard_match};
 use super::queue::Place;
 use super::users::{RowId, UserId};
@@ -64,12 +65,16 @@ impl Replicator {
         self.advance(now);
     }
 
-    /// `ADD\t<mask>`: the user becomes known if userdb has it, or all that a listing by the mask has.
+    /// `ADD\t<mask>`: the user becomes known if userdb has it, or all that a listing by the mask has. The replicas of one
+    /// who is known become so too.
     pub fn handle_add(&mut self, now: Now, command: CommandId, mask: &[u8]) {
         self.clock.observe(now);
         if !has_wildcard(mask) {
             match self.users.find(mask) {
-                Some(_) => self.answer(command, CommandDone::Done),
+                Some(user) => {
+                    self.look_up_if_never(user);
+                    self.answer(command, CommandDone::Done);
+                }
                 None => self.look_up_for(now, command, CommandDone::Done, mask),
             }
         } else if self.commands_in_work() >= MAX_COMMANDS {
@@ -181,6 +186,15 @@ impl Replicator {
             if matches!(self.queue.place(id), Place::Retry(_)) {
                 self.make_ready(id);
             }
+        }
+    }
+
+    /// A user who was never due has not been looked up.
+    fn look_up_if_never(&mut self, user: UserId) {
+        let is_known =
+            self.is_left_out(user) || self.users.rows(user).any(|row| row.peer.is_some());
+        if !is_known && !self.busy.contains_key(&user) && self.open_lookups() < MAX_LOOKUPS {
+            self.look_up(user, Why::Asked);
         }
     }
 

@@ -24,6 +24,8 @@ pub(super) enum Why {
     Denied(PeerId, bool),
     /// A complete listing does not have it.
     Missing,
+    /// An administrator wants to know its replicas.
+    Asked,
 }
 
 /// When userdb cannot answer for a user whose replicas are known from before, it is asked again after this time.
@@ -198,7 +200,7 @@ impl Replicator {
             .is_some_and(|user| user.checked_secs != 0 && !user.left_out);
         self.busy.remove(&user);
         match why {
-            Why::Missing => {}
+            Why::Missing | Why::Asked => {}
             // What was true an hour ago is better than nothing.
             Why::Due if is_known => {
                 let checked = Self::checked_secs(now.mono - believed);
@@ -210,7 +212,7 @@ impl Replicator {
                 for id in self.users.row_ids(user) {
                     let denied = match why {
                         Why::Denied(peer, _) => self.has_peer(id, peer),
-                        Why::Due | Why::Missing => self.queue.place(id) == Place::Lookup,
+                        _ => self.queue.place(id) == Place::Lookup,
                     };
                     if denied {
                         self.fail(now, id, &reason, Pause::Growing, Level::Warning);

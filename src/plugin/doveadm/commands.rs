@@ -1,4 +1,4 @@
-//! `doveadm replicator ...`: `show` and `peers`, and on 2.4, which has none, those of 2.3.
+//! `doveadm replicator ...`: `show`, `peers` and `verify`, and on 2.4, which has none, those of 2.3.
 
 use std::ffi::{CStr, OsStr};
 use std::io::{self, BufReader, Read, Write};
@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::verify;
 use crate::cli::client::{AnswerError, Client, ROWS_MAX, USER_ROWS_MAX, errno_text};
 use crate::cli::{Column, add, dsync_status, peers, remove, replicate, row, show, status};
 use crate::host::bindings as ffi;
@@ -22,7 +23,7 @@ const ALL_USERS_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Whose conventions a command follows.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Manner {
+pub(super) enum Manner {
     Ours,
     /// Those of 2.3's command of the same name.
     Stock,
@@ -36,7 +37,7 @@ const EX_NOPERM: i32 = 77;
 
 type Run = unsafe extern "C" fn(*mut ffi::doveadm_cmd_context);
 
-const COMMANDS: [(&CStr, Run); 7] = [
+const COMMANDS: [(&CStr, Run); 8] = [
     (c"replicator status", cmd_status),
     (c"replicator dsync-status", cmd_dsync_status),
     (c"replicator replicate", cmd_replicate),
@@ -44,6 +45,7 @@ const COMMANDS: [(&CStr, Run); 7] = [
     (c"replicator remove", cmd_remove),
     (c"replicator show", cmd_show),
     (c"replicator peers", cmd_peers),
+    (c"replicator verify", cmd_verify),
 ];
 
 /// Registers those of the commands that doveadm has not by itself.
@@ -113,6 +115,17 @@ unsafe extern "C" fn cmd_peers(cctx: *mut ffi::doveadm_cmd_context) {
     let command = unsafe { Command::new(cctx) };
     guarded("replicator peers", || {
         describe(command, peers::COLUMNS, &peers::peers_request())
+    });
+}
+
+unsafe extern "C" fn cmd_verify(cctx: *mut ffi::doveadm_cmd_context) {
+    // SAFETY: doveadm runs the command with this context.
+    let command = unsafe { Command::new(cctx) };
+    guarded("replicator verify", || {
+        match command.param_str(c"user-mask") {
+            Some(mask) if !mask.is_empty() => verify::run(command, mask),
+            _ => usage(command),
+        }
     });
 }
 
@@ -205,10 +218,10 @@ fn order(command: Command, request: &[u8]) -> i32 {
     })
 }
 
-type Greeted<'a> = Client<BufReader<&'a dyn Stream>, &'a dyn Stream>;
+pub(super) type Greeted<'a> = Client<BufReader<&'a dyn Stream>, &'a dyn Stream>;
 
 /// Connects, and gives what doveadm is to exit with.
-fn converse(
+pub(super) fn converse(
     command: Command,
     manner: Manner,
     converse: impl FnOnce(Greeted<'_>) -> Result<(), AnswerError>,
@@ -249,7 +262,7 @@ fn converse(
 }
 
 /// A connection to a replicator.
-trait Stream {
+pub(super) trait Stream {
     fn set_timeout(&self, timeout: Duration) -> io::Result<()>;
     fn read_some(&self, buffer: &mut [u8]) -> io::Result<usize>;
     fn write_some(&self, bytes: &[u8]) -> io::Result<usize>;
@@ -319,7 +332,7 @@ impl Manner {
     }
 }
 
-fn begin(format: Format, columns: &[Column]) -> Print {
+pub(super) fn begin(format: Format, columns: &[Column]) -> Print {
     let print = Print::begin(format);
     for column in columns {
         print.header(column.name, column.layout);

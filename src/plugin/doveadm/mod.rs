@@ -1,4 +1,4 @@
-//! The doveadm module: `doveadm replicator show|peers`, and what replication needs of `sync` and `dsync-server`.
+//! The doveadm module: `doveadm replicator show|peers|verify`, and what replication needs of `sync` and `dsync-server`.
 //!
 //! Loaded into doveadm and doveadm-server. Whatever fails here, panics included, the stock commands go on as if
 //! the module were not there.
@@ -7,6 +7,7 @@ mod commands;
 mod dsync;
 mod mailboxes;
 mod observer;
+mod verify;
 mod watchdog;
 
 use log::LevelFilter;

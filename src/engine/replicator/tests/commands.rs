@@ -50,6 +50,23 @@ fn two_nodes_whose_syncs_both_end_with_a_change_do_not_wake_each_other() {
 }
 
 #[test]
+fn add_of_a_user_who_was_never_due_looks_up_its_replicas_and_syncs_nothing() {
+    let mut world = World::new(Config::default());
+    for n in 0..1_000 {
+        world.add_account(&format!("u{n}"), &["tcp:peer"]);
+    }
+    world.settle_but_syncs();
+    let never = |world: &World| replica(world, "u7").target.is_empty();
+    assert!(never(&world));
+    let started = world.started.len();
+    world.command(|engine, now, command| engine.handle_add(now, command, b"u7"));
+    world.settle_but_syncs();
+    assert_eq!(replica(&world, "u7").target, b"tcp:peer");
+    assert_eq!(replica(&world, "u7").activity, Activity::Idle);
+    assert_eq!(world.started.len(), started);
+}
+
+#[test]
 fn listing_in_pages_shows_everybody_once_while_users_come_and_go() {
     let users = 50;
     let mut world = world(users);
