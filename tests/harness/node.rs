@@ -6,6 +6,7 @@
 
 use super::client::{Imap, Lmtp, Pop3, Sieve};
 use super::configuration::{Format, Mail};
+use super::disk::Disk;
 use super::ports::Port;
 use super::reader::{Line, Reader};
 use super::target::{PLUGIN, Target};
@@ -83,6 +84,9 @@ pub struct Builder<'a> {
     valgrind_services: bool,
     hostname: &'a str,
     format: Format,
+    disk_mebibytes: Option<[u32; 2]>,
+    clock_ahead: bool,
+    crashes_only: bool,
 }
 
 impl<'a> Builder<'a> {
@@ -143,6 +147,27 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Mail and state are on file systems of their own, of so many MiB; see [`Disk`].
+    #[must_use]
+    pub fn small_disks(mut self, mail_mebibytes: u32, state_mebibytes: u32) -> Self {
+        self.disk_mebibytes = Some([mail_mebibytes, state_mebibytes]);
+        self
+    }
+
+    /// Its clock is an hour ahead; only for this machine's own Dovecot.
+    #[must_use]
+    pub fn clock_ahead(mut self) -> Self {
+        self.clock_ahead = true;
+        self
+    }
+
+    /// Any error or warning may be logged, but for what crashes say: for faults.
+    #[must_use]
+    pub fn crashes_only(mut self) -> Self {
+        self.crashes_only = true;
+        self
+    }
+
     /// `imap` runs under valgrind; reports are read by [`Node::valgrind_reports`].
     #[must_use]
     pub fn valgrind(mut self) -> Self {
@@ -200,7 +225,10 @@ pub struct Node {
     dir: Option<tempfile::TempDir>,
     inside: PathBuf,
     hostname: String,
-    master: Option<Child>,
+    master: Mutex<Option<Child>>,
+    disks: Vec<Disk>,
+    clock_ahead: bool,
+    crashes_only: bool,
     imap: Port,
     lmtp: Port,
     pop3: Port,
@@ -230,6 +258,9 @@ impl Node {
             valgrind_services: false,
             hostname: "test-node",
             format: Format::default(),
+            disk_mebibytes: None,
+            clock_ahead: false,
+            crashes_only: false,
         }
     }
 
@@ -253,6 +284,21 @@ impl Node {
             fs::create_dir(dir.path().join(sub))?;
             chown(dir.path().join(sub), Some(uid), Some(uid))?;
         }
+        let mut disks = Vec::new();
+        for (sub, size) in ["mail", "state"]
+            .iter()
+            .zip(builder.disk_mebibytes.into_iter().flatten())
+        {
+            // State is root's.
+            let uid = if *sub == "mail" { uid } else { 0 };
+            disks.push(Disk::mount(&dir.path().join(sub), size, uid)?);
+        }
+        if builder.clock_ahead {
+            super::check(target.root.is_none(), || {
+                "no clock of its own in a root".to_owned()
+            })?;
+            fs::copy(FAKETIME, dir.path().join("faketime.so"))?;
+        }
         if target.has_own_modules() {
             link_modules(&target, &dir.path().join("modules"))?;
         }
@@ -264,12 +310,15 @@ impl Node {
         fs::write(dir.path().join("users"), lines)?;
 
         let reader = Reader::new(&dir.path().join("run"), VMAIL);
-        let mut node = Node {
+        let node = Node {
             reader,
             dir: Some(dir),
             inside,
             hostname: builder.hostname.to_owned(),
-            master: None,
+            master: Mutex::default(),
+            disks,
+            clock_ahead: builder.clock_ahead,
+            crashes_only: builder.crashes_only,
             imap: Port::take()?,
             lmtp: Port::take()?,
             pop3: Port::take()?,
@@ -283,7 +332,7 @@ impl Node {
             target,
         };
         fs::write(node.path("dovecot.conf"), node.dovecot_conf(&builder))?;
-        node.master = Some(node.spawn()?);
+        *Self::lock(&node.master) = Some(node.spawn()?);
         node.wait_ready()?;
         if builder.fifo {
             node.reader.create_fifo()?;
@@ -310,17 +359,15 @@ impl Node {
             .spawn()?)
     }
 
-    fn wait_ready(&mut self) -> Outcome {
-        let Some(master) = &mut self.master else {
-            return Err("not started".into());
-        };
+    fn wait_ready(&self) -> Outcome {
         let pid = self
             .dir
             .as_ref()
             .map(|dir| dir.path().join("run/master.pid"));
         let pid = pid.ok_or("finished")?;
         let started = wait_for("the master", PATIENCE, || {
-            if let Some(status) = master.try_wait()? {
+            let mut master = Self::lock(&self.master);
+            if let Some(status) = master.as_mut().ok_or("not started")?.try_wait()? {
                 return Err(format!("dovecot ended: {status}").into());
             }
             // Written when the listeners are there.
@@ -352,6 +399,12 @@ impl Node {
             imap,
         };
         let aggregator = if builder.services { "" } else { NO_AGGREGATOR };
+        let clock: String = clock_environment(&self.inside)
+            .iter()
+            .filter(|_| builder.clock_ahead)
+            .map(|(name, value)| series.environment(name, value))
+            .collect();
+        let mail = mail.render(series);
         // Debian 13's rustc compares what an Option may hold before it looks whether it does.
         let undefined = series.pick("yes", "no");
         let valgrind = valgrind(&self.inside) + " --undef-value-errors=" + undefined;
@@ -364,11 +417,7 @@ impl Node {
                 )
             })
             .collect();
-        format!(
-            "{}{aggregator}{valgrind}{}",
-            mail.render(series),
-            builder.extra
-        )
+        format!("{mail}{aggregator}{clock}{valgrind}{}", builder.extra)
     }
 
     fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -399,7 +448,16 @@ impl Node {
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.target.command(program);
         command.env("DOVECOT_HOSTNAME", &self.hostname);
+        if self.clock_ahead {
+            command.envs(clock_environment(&self.inside));
+        }
         command
+    }
+
+    /// The file systems of its own.
+    #[must_use]
+    pub fn disks(&self) -> &[Disk] {
+        &self.disks
     }
 
     /// Makes the user's home and an empty INBOX (Maildir) without Dovecot.
@@ -442,8 +500,8 @@ impl Node {
     ///
     /// # Errors
     /// When it does not end.
-    pub fn stop(&mut self) -> Outcome {
-        let mut master = self.master.take().ok_or("stopped already")?;
+    pub fn stop(&self) -> Outcome {
+        let mut master = Self::lock(&self.master).take().ok_or("stopped already")?;
         let pid = i32::try_from(master.id()).ok().and_then(Pid::from_raw);
         kill_process(pid.ok_or("no pid")?, Signal::TERM)?;
         wait_for("the master's end", PATIENCE, || Ok(master.try_wait()?))?;
@@ -454,8 +512,8 @@ impl Node {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn restart(&mut self) -> Outcome {
-        self.master = Some(self.spawn()?);
+    pub fn restart(&self) -> Outcome {
+        *Self::lock(&self.master) = Some(self.spawn()?);
         self.wait_ready()
     }
 
@@ -648,7 +706,7 @@ impl Node {
     /// # Errors
     /// When the node is finished.
     pub fn processes(&self, name: &str) -> Outcome<Vec<i32>> {
-        let master = self.master.as_ref().ok_or("finished")?.id();
+        let master = Self::lock(&self.master).as_ref().ok_or("finished")?.id();
         let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
         let called = |pid: &&str| {
             let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
@@ -734,7 +792,7 @@ impl Node {
     }
 
     fn stop_and_look(&mut self) -> Outcome {
-        let Some(mut master) = self.master.take() else {
+        let Some(mut master) = Self::lock(&self.master).take() else {
             return Ok(());
         };
         if let Some(pid) = i32::try_from(master.id()).ok().and_then(Pid::from_raw) {
@@ -764,6 +822,7 @@ impl Node {
         find_cores(&dir, &mut wrong)?;
         // A process that is not the master's child may still write here: try, then leave it.
         if wrong.is_empty() && std::env::var_os("DOVECOT_TEST_KEEP").is_none() {
+            self.disks.clear();
             self.dir = None;
             return Ok(());
         }
@@ -779,7 +838,8 @@ impl Node {
     /// # Errors
     /// When it has been stopped already.
     pub fn leave_running(mut self) -> Outcome<u32> {
-        let pid = self.master.take().ok_or("stopped already")?.id();
+        let master = Self::lock(&self.master).take();
+        let pid = master.ok_or("stopped already")?.id();
         if let Some(dir) = self.dir.take() {
             let _kept = dir.keep();
         }
@@ -798,9 +858,10 @@ impl Node {
                 .any(|text| line.contains(text))
         };
         let log = self.log();
+        let is_wrong = if self.crashes_only { is_crash } else { is_bad };
         let mut wrong: Vec<String> = log
             .lines()
-            .filter(|line| is_bad(line) && !known(line))
+            .filter(|line| is_wrong(line) && !known(line))
             .map(str::to_owned)
             .collect();
         for text in expected.iter() {
@@ -852,6 +913,23 @@ fn is_bad(line: &str) -> bool {
     }
     // A panic of Rust code is one whatever its level.
     BAD.iter().any(|word| line.contains(word)) || line.contains("panicked at")
+}
+
+fn is_crash(line: &str) -> bool {
+    let words = ["Panic: ", "Raw backtrace", "(core dumped)", "panicked at"];
+    words.iter().any(|word| line.contains(word))
+}
+
+/// Debian's libfaketime.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
+/// What makes a process' clock an hour ahead; time that only passes is left alone.
+fn clock_environment(inside: &Path) -> [(&'static str, String); 3] {
+    [
+        ("LD_PRELOAD", format!("{}/faketime.so", inside.display())),
+        ("FAKETIME", "+1h".to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ]
 }
 
 fn valgrind(inside: &Path) -> String {

@@ -3,6 +3,7 @@
 use super::compare::differences;
 use super::configuration::{Format, Replication};
 use super::ports::Port;
+use super::proxy::Proxy;
 use super::{Node, Outcome, PATIENCE, Target, User, wait_for};
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ pub struct Builder {
     replica: Replica,
     hostnames: [&'static str; 2],
     format: Format,
+    faulty: bool,
+    crashes_only: bool,
+    clock_ahead: bool,
 }
 
 /// Where `mail_replica` comes from and leads.
@@ -39,6 +43,8 @@ pub struct Pair {
     pub b: Node,
     /// The ports of their `service doveadm`, in the same order.
     pub ports: [Port; 2],
+    /// The links to them, in the same order, of a pair that [`Builder::faults`] made.
+    pub proxies: Vec<Proxy>,
 }
 
 impl Builder {
@@ -63,6 +69,27 @@ impl Builder {
     #[must_use]
     pub fn sync_timeout(mut self, value: &'static str) -> Self {
         self.sync_timeout = Some(value);
+        self
+    }
+
+    /// For [`super::faults`]: each reaches the other through a proxy and has small disks.
+    #[must_use]
+    pub fn faults(mut self) -> Self {
+        self.faulty = true;
+        self
+    }
+
+    /// Both may log any error or warning but those of a crash.
+    #[must_use]
+    pub fn crashes_only(mut self) -> Self {
+        self.crashes_only = true;
+        self
+    }
+
+    /// The first node's clock is an hour ahead.
+    #[must_use]
+    pub fn clock_ahead(mut self) -> Self {
+        self.clock_ahead = true;
         self
     }
 
@@ -100,9 +127,19 @@ impl Builder {
     /// When one does not start.
     pub fn start(self) -> Outcome<Pair> {
         let ports = [Port::take()?, Port::take()?];
+        let mut proxies = Vec::new();
+        if self.faulty {
+            for port in &ports {
+                proxies.push(Proxy::start(port.number())?);
+            }
+        }
+        let reached_at = |node: usize| {
+            let proxy = proxies.get(node).map(Proxy::number);
+            proxy.unwrap_or_else(|| ports[node].number())
+        };
         let start = |own: usize| {
             let target = if own == 0 { &self.a } else { &self.b };
-            let peer = format!("tcp:127.0.0.1:{}", ports[1 - own].number());
+            let peer = format!("tcp:127.0.0.1:{}", reached_at(1 - own));
             let mut users = self.users.clone();
             let replicas = match &self.replica {
                 Replica::Port => vec![peer],
@@ -128,6 +165,15 @@ impl Builder {
                 // Stock's daemons log errors with DESIGN.md's configuration (STOCK.md 10).
                 builder = builder.lenient();
             }
+            if self.faulty {
+                builder = builder.small_disks(64, 16);
+            }
+            if self.crashes_only {
+                builder = builder.crashes_only();
+            }
+            if self.clock_ahead && own == 0 {
+                builder = builder.clock_ahead();
+            }
             builder
                 .services()
                 .hostname(self.hostnames[own])
@@ -138,7 +184,12 @@ impl Builder {
                 .start()
         };
         let (a, b) = (start(0)?, start(1)?);
-        Ok(Pair { a, b, ports })
+        Ok(Pair {
+            a,
+            b,
+            ports,
+            proxies,
+        })
     }
 }
 
@@ -161,6 +212,9 @@ impl Pair {
             replica: Replica::Port,
             hostnames: ["node-a", "node-b"],
             format: Format::default(),
+            faulty: false,
+            crashes_only: false,
+            clock_ahead: false,
         }
     }
 
