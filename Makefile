@@ -144,6 +144,10 @@ bench: setup ## Comparisons with stock, side by side in one run
 	@$(MAKE) --no-print-directory build
 	@tests/bench/bench
 
+.PHONY: soak
+soak: setup ## Random writing on both nodes with faults; MINUTES=, SEED=, VERSIONS=, FORMATS=, FAULTS=, CLOCK=, STOCK=
+	@tests/soak/soak
+
 .PHONY: fuzz
 fuzz: ## Fuzz every parser for FUZZ_SECS seconds each (default 30)
 	@tests/fuzz/run

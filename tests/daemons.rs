@@ -379,7 +379,7 @@ fn valgrind(target: &Target) -> Outcome {
             _ => builder.start(),
         }
     };
-    let (mut a, b) = (start(0)?, start(1)?);
+    let (a, b) = (start(0)?, start(1)?);
     let mut lmtp = a.lmtp()?;
     lmtp.deliver(&["u1", "u2"], &message("first"))?;
     for user in ["u1", "u2"] {

@@ -377,7 +377,7 @@ fn kills_under_load(target: &Target) -> Outcome {
 
 fn peer_away(target: &Target) -> Outcome {
     let names: Vec<String> = (0..20).map(|number| format!("u{number}")).collect();
-    let mut pair = Pair::of(target)
+    let pair = Pair::of(target)
         .users(names.iter().map(|name| User::local(name)))
         .start()?;
     let mut lmtp = pair.a.lmtp()?;

@@ -357,7 +357,7 @@ fn different(a: &Target, b: &Target) -> Outcome {
 }
 
 fn troubles(a: &Target, b: &Target) -> Outcome {
-    let mut pair = quiet_pair(a, b, "")?;
+    let pair = quiet_pair(a, b, "")?;
     fill(&pair)?;
     let p = peer(&pair);
     expect(&pair.a, &[], 64, &[])?;

@@ -114,17 +114,33 @@ impl Imap {
     /// # Errors
     /// When it is not answered OK.
     pub fn append(&mut self, mailbox: &str, message: &str) -> Outcome {
+        let tagged = self.try_append(mailbox, message)?;
+        check(tagged.starts_with("OK"), || {
+            format!("APPEND {mailbox}: {tagged}")
+        })
+    }
+
+    /// APPEND with a literal; the tagged answer, its tag taken off.
+    ///
+    /// # Errors
+    /// When the connection ends.
+    pub fn try_append(&mut self, mailbox: &str, message: &str) -> Outcome<String> {
         let tag = self.next_tag();
         let length = message.len();
         self.lines
             .send(&format!("{tag} APPEND {mailbox} {{{length}}}\r\n"))?;
-        let go = self.lines.line()?;
-        check(go.starts_with('+'), || format!("APPEND {mailbox}: {go}"))?;
+        loop {
+            let line = self.lines.line()?;
+            if line.starts_with('+') {
+                break;
+            }
+            // Refused before the literal; untagged lines of another session's changes may come first.
+            if let Some(tagged) = line.strip_prefix(&format!("{tag} ")) {
+                return Ok(tagged.to_owned());
+            }
+        }
         self.lines.send(&format!("{message}\r\n"))?;
-        let (_, tagged) = self.answer(&tag)?;
-        check(tagged.starts_with("OK"), || {
-            format!("APPEND {mailbox}: {tagged}")
-        })
+        Ok(self.answer(&tag)?.1)
     }
 
     /// Begins IDLE; the tag ends it.

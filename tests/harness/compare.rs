@@ -50,7 +50,12 @@ pub fn picture(node: &Node, user: &str) -> Outcome<Picture> {
         }
     }
     for name in mailboxes {
-        for line in imap.ok(&format!("EXAMINE {name}"))? {
+        let (lines, tagged) = imap.command(&format!("EXAMINE {name}"))?;
+        if !tagged.starts_with("OK") {
+            seen.insert(format!("{name} EXAMINE"), "refused".to_owned());
+            continue;
+        }
+        for line in lines {
             if let Some((_, rest)) = line.split_once("[UIDVALIDITY ") {
                 let value = rest.split(']').next().unwrap_or_default();
                 seen.insert(format!("{name} UIDVALIDITY"), value.to_owned());

@@ -10,12 +10,17 @@
 pub mod client;
 pub mod compare;
 pub mod configuration;
+pub mod convergence;
+pub mod disk;
 pub mod doveadm_node;
 pub mod fake_doveadm;
 pub mod fake_replicator;
+pub mod faults;
+pub mod load;
 pub mod node;
 pub mod pair;
 pub mod ports;
+pub mod proxy;
 pub mod reader;
 pub mod run;
 pub mod target;

@@ -4,10 +4,14 @@
 //! stock's where the target is ours. Nothing of the installation is changed. Mail belongs to an
 //! unprivileged uid, users are lines of a passwd-file.
 
+mod builder;
 mod upgrade;
+
+pub use builder::Builder;
 
 use super::client::{Imap, Lmtp, Pop3, Sieve};
 use super::configuration::{Format, Mail};
+use super::disk::Disk;
 use super::ports::Port;
 use super::reader::{Line, Reader};
 use super::target::{PLUGIN, Target};
@@ -70,128 +74,6 @@ impl User {
     }
 }
 
-/// How a node is to be set up.
-#[derive(Debug)]
-pub struct Builder<'a> {
-    target: &'a Target,
-    mail_plugins: &'a str,
-    extra: String,
-    users: Vec<User>,
-    fifo: bool,
-    socket: bool,
-    valgrind: bool,
-    lenient: bool,
-    services: bool,
-    valgrind_services: bool,
-    hostname: &'a str,
-    format: Format,
-}
-
-impl<'a> Builder<'a> {
-    /// The words of the global `mail_plugins`; without it `notify replication acl`.
-    #[must_use]
-    pub fn mail_plugins(mut self, plugins: &'a str) -> Self {
-        self.mail_plugins = plugins;
-        self
-    }
-
-    /// Adds users. All are known at start: auth reads a changed passwd-file once a second only.
-    #[must_use]
-    pub fn users(mut self, users: impl IntoIterator<Item = User>) -> Self {
-        self.users.extend(users);
-        self
-    }
-
-    /// Lines at the end of dovecot.conf.
-    #[must_use]
-    pub fn config(mut self, lines: &str) -> Self {
-        self.extra.push_str(lines);
-        self.extra.push('\n');
-        self
-    }
-
-    /// The fifo is not there at start.
-    #[must_use]
-    pub fn without_fifo(mut self) -> Self {
-        self.fifo = false;
-        self
-    }
-
-    /// The socket is not there at start.
-    #[must_use]
-    pub fn without_socket(mut self) -> Self {
-        self.socket = false;
-        self
-    }
-
-    /// The target's own aggregator and replicator run, as dovecot.conf has them; there is no reader.
-    #[must_use]
-    pub fn services(mut self) -> Self {
-        self.services = true;
-        self.without_fifo().without_socket()
-    }
-
-    /// The host name that Dovecot sees.
-    #[must_use]
-    pub fn hostname(mut self, hostname: &'a str) -> Self {
-        self.hostname = hostname;
-        self
-    }
-
-    /// How mail is stored; Maildir if nothing is said.
-    #[must_use]
-    pub fn format(mut self, format: Format) -> Self {
-        self.format = format;
-        self
-    }
-
-    /// `imap` runs under valgrind; reports are read by [`Node::valgrind_reports`].
-    #[must_use]
-    pub fn valgrind(mut self) -> Self {
-        self.valgrind = true;
-        self
-    }
-
-    /// The target's aggregator and replicator run under valgrind.
-    #[must_use]
-    pub fn valgrind_services(mut self) -> Self {
-        self.valgrind_services = true;
-        self
-    }
-
-    /// Whatever it logs is right: for the stock plugin's defects.
-    #[must_use]
-    pub fn lenient(mut self) -> Self {
-        self.lenient = true;
-        self
-    }
-
-    /// Starts it, lets `body` test it and finishes it.
-    ///
-    /// # Errors
-    /// What `body` found wrong, and then what [`Node::finish`] did.
-    pub fn test(self, body: impl FnOnce(&Node) -> Outcome) -> Outcome {
-        let node = self.start()?;
-        let tested = body(&node);
-        let finished = node.finish();
-        let wrong = [tested.err(), finished.err()];
-        let wrong: Vec<String> = wrong
-            .iter()
-            .flatten()
-            .filter_map(|failed| failed.message().map(str::to_owned))
-            .collect();
-        super::check(wrong.is_empty(), || wrong.join("\n"))
-    }
-
-    /// Starts it and waits until it takes connections.
-    ///
-    /// # Errors
-    /// When it does not start; the log is in the message.
-    pub fn start(self) -> Outcome<Node> {
-        Node::start(self)
-    }
-}
-
 /// What its dovecot.conf is made of, but for what the target decides and what a test adds.
 #[derive(Debug)]
 struct Setup {
@@ -213,7 +95,10 @@ pub struct Node {
     dir: Option<tempfile::TempDir>,
     inside: PathBuf,
     hostname: String,
-    master: Option<Child>,
+    master: Mutex<Option<Child>>,
+    disks: Vec<Disk>,
+    clock_ahead: bool,
+    crashes_only: bool,
     imap: Port,
     lmtp: Port,
     pop3: Port,
@@ -243,6 +128,9 @@ impl Node {
             valgrind_services: false,
             hostname: "test-node",
             format: Format::default(),
+            disk_mebibytes: None,
+            clock_ahead: false,
+            crashes_only: false,
         }
     }
 
@@ -266,6 +154,21 @@ impl Node {
             fs::create_dir(dir.path().join(sub))?;
             chown(dir.path().join(sub), Some(uid), Some(uid))?;
         }
+        let mut disks = Vec::new();
+        for (sub, size) in ["mail", "state"]
+            .iter()
+            .zip(builder.disk_mebibytes.into_iter().flatten())
+        {
+            // State is root's.
+            let uid = if *sub == "mail" { uid } else { 0 };
+            disks.push(Disk::mount(&dir.path().join(sub), size, uid)?);
+        }
+        if builder.clock_ahead {
+            super::check(target.root.is_none(), || {
+                "no clock of its own in a root".to_owned()
+            })?;
+            fs::copy(FAKETIME, dir.path().join("faketime.so"))?;
+        }
         link_modules(&target, &dir.path().join("modules"))?;
         let lines: String = builder
             .users
@@ -275,7 +178,7 @@ impl Node {
         fs::write(dir.path().join("users"), lines)?;
 
         let reader = Reader::new(&dir.path().join("run"), VMAIL);
-        let mut node = Node {
+        let node = Node {
             reader,
             setup: Setup {
                 mail_plugins: builder.mail_plugins.to_owned(),
@@ -287,7 +190,10 @@ impl Node {
             dir: Some(dir),
             inside,
             hostname: builder.hostname.to_owned(),
-            master: None,
+            master: Mutex::default(),
+            disks,
+            clock_ahead: builder.clock_ahead,
+            crashes_only: builder.crashes_only,
             imap: Port::take()?,
             lmtp: Port::take()?,
             pop3: Port::take()?,
@@ -301,7 +207,7 @@ impl Node {
             target,
         };
         fs::write(node.path("dovecot.conf"), node.dovecot_conf(&builder.extra))?;
-        node.master = Some(node.spawn()?);
+        *Self::lock(&node.master) = Some(node.spawn()?);
         node.wait_ready()?;
         if builder.fifo {
             node.reader.create_fifo()?;
@@ -328,17 +234,15 @@ impl Node {
             .spawn()?)
     }
 
-    fn wait_ready(&mut self) -> Outcome {
-        let Some(master) = &mut self.master else {
-            return Err("not started".into());
-        };
+    fn wait_ready(&self) -> Outcome {
         let pid = self
             .dir
             .as_ref()
             .map(|dir| dir.path().join("run/master.pid"));
         let pid = pid.ok_or("finished")?;
         let started = wait_for("the master", PATIENCE, || {
-            if let Some(status) = master.try_wait()? {
+            let mut master = Self::lock(&self.master);
+            if let Some(status) = master.as_mut().ok_or("not started")?.try_wait()? {
                 return Err(format!("dovecot ended: {status}").into());
             }
             // Written when the listeners are there.
@@ -371,6 +275,12 @@ impl Node {
             imap,
         };
         let aggregator = if setup.services { "" } else { NO_AGGREGATOR };
+        let clock: String = clock_environment(&self.inside)
+            .iter()
+            .filter(|_| self.clock_ahead)
+            .map(|(name, value)| series.environment(name, value))
+            .collect();
+        let mail = mail.render(series);
         // Debian 13's rustc compares what an Option may hold before it looks whether it does.
         let undefined = series.pick("yes", "no");
         let valgrind = valgrind(&self.inside) + " --undef-value-errors=" + undefined;
@@ -383,7 +293,7 @@ impl Node {
                 )
             })
             .collect();
-        format!("{}{aggregator}{valgrind}{extra}", mail.render(series))
+        format!("{mail}{aggregator}{clock}{valgrind}{extra}")
     }
 
     fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -414,7 +324,16 @@ impl Node {
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.target.command(program);
         command.env("DOVECOT_HOSTNAME", &self.hostname);
+        if self.clock_ahead {
+            command.envs(clock_environment(&self.inside));
+        }
         command
+    }
+
+    /// The file systems of its own.
+    #[must_use]
+    pub fn disks(&self) -> &[Disk] {
+        &self.disks
     }
 
     /// Makes the user's home and an empty INBOX (Maildir) without Dovecot.
@@ -458,7 +377,8 @@ impl Node {
     /// # Errors
     /// When it is stopped already.
     pub fn begin_stop(&self) -> Outcome {
-        let master = self.master.as_ref().ok_or("stopped already")?;
+        let master = Self::lock(&self.master);
+        let master = master.as_ref().ok_or("stopped already")?;
         let pid = i32::try_from(master.id()).ok().and_then(Pid::from_raw);
         Ok(kill_process(pid.ok_or("no pid")?, Signal::TERM)?)
     }
@@ -467,10 +387,10 @@ impl Node {
     ///
     /// # Errors
     /// When it does not end.
-    pub fn stop(&mut self) -> Outcome {
+    pub fn stop(&self) -> Outcome {
         // It may have been told already and be gone.
         let _gone = self.begin_stop();
-        let mut master = self.master.take().ok_or("stopped already")?;
+        let mut master = Self::lock(&self.master).take().ok_or("stopped already")?;
         wait_for("the master's end", PATIENCE, || Ok(master.try_wait()?))?;
         Ok(())
     }
@@ -479,8 +399,8 @@ impl Node {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn restart(&mut self) -> Outcome {
-        self.master = Some(self.spawn()?);
+    pub fn restart(&self) -> Outcome {
+        *Self::lock(&self.master) = Some(self.spawn()?);
         self.wait_ready()
     }
 
@@ -673,7 +593,7 @@ impl Node {
     /// # Errors
     /// When the node is finished.
     pub fn processes(&self, name: &str) -> Outcome<Vec<i32>> {
-        let master = self.master.as_ref().ok_or("finished")?.id();
+        let master = Self::lock(&self.master).as_ref().ok_or("finished")?.id();
         let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
         let called = |pid: &&str| {
             let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
@@ -759,7 +679,7 @@ impl Node {
     }
 
     fn stop_and_look(&mut self) -> Outcome {
-        let Some(mut master) = self.master.take() else {
+        let Some(mut master) = Self::lock(&self.master).take() else {
             return Ok(());
         };
         if let Some(pid) = i32::try_from(master.id()).ok().and_then(Pid::from_raw) {
@@ -785,6 +705,7 @@ impl Node {
         find_cores(&dir, &mut wrong)?;
         // A process that is not the master's child may still write here: try, then leave it.
         if wrong.is_empty() && std::env::var_os("DOVECOT_TEST_KEEP").is_none() {
+            self.disks.clear();
             self.dir = None;
             return Ok(());
         }
@@ -800,7 +721,8 @@ impl Node {
     /// # Errors
     /// When it has been stopped already.
     pub fn leave_running(mut self) -> Outcome<u32> {
-        let pid = self.master.take().ok_or("stopped already")?.id();
+        let master = Self::lock(&self.master).take();
+        let pid = master.ok_or("stopped already")?.id();
         if let Some(dir) = self.dir.take() {
             let _kept = dir.keep();
         }
@@ -826,9 +748,10 @@ impl Node {
                 .any(|text| line.contains(text))
         };
         let log = self.log();
+        let is_wrong = if self.crashes_only { is_crash } else { is_bad };
         let mut wrong: Vec<String> = log
             .lines()
-            .filter(|line| is_bad(line) && !known(line))
+            .filter(|line| is_wrong(line) && !known(line))
             .map(str::to_owned)
             .collect();
         for text in expected.iter() {
@@ -880,6 +803,23 @@ fn is_bad(line: &str) -> bool {
     }
     // A panic of Rust code is one whatever its level.
     BAD.iter().any(|word| line.contains(word)) || line.contains("panicked at")
+}
+
+fn is_crash(line: &str) -> bool {
+    let words = ["Panic: ", "Raw backtrace", "(core dumped)", "panicked at"];
+    words.iter().any(|word| line.contains(word))
+}
+
+/// Debian's libfaketime.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
+/// What makes a process' clock an hour ahead; time that only passes is left alone.
+fn clock_environment(inside: &Path) -> [(&'static str, String); 3] {
+    [
+        ("LD_PRELOAD", format!("{}/faketime.so", inside.display())),
+        ("FAKETIME", "+1h".to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ]
 }
 
 fn valgrind(inside: &Path) -> String {

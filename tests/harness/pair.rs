@@ -3,6 +3,7 @@
 use super::compare::differences;
 use super::configuration::{Format, Replication};
 use super::ports::Port;
+use super::proxy::Proxy;
 use super::{Node, Outcome, PATIENCE, Target, User, check, wait_for};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -24,6 +25,9 @@ pub struct Builder {
     format: Format,
     mail_plugins: Option<&'static str>,
     one_way: bool,
+    faulty: bool,
+    crashes_only: bool,
+    clock_ahead: bool,
 }
 
 /// Where `mail_replica` comes from and leads.
@@ -51,6 +55,8 @@ pub struct Pair {
     replication: [Replication; 2],
     extra: [String; 2],
     _certificates: Vec<TempDir>,
+    /// The links to them, in the same order, of a pair that [`Builder::faults`] made.
+    pub proxies: Vec<Proxy>,
 }
 
 impl Builder {
@@ -75,6 +81,27 @@ impl Builder {
     #[must_use]
     pub fn sync_timeout(mut self, value: &'static str) -> Self {
         self.sync_timeout = Some(value);
+        self
+    }
+
+    /// For [`super::faults`]: each reaches the other through a proxy and has small disks.
+    #[must_use]
+    pub fn faults(mut self) -> Self {
+        self.faulty = true;
+        self
+    }
+
+    /// Both may log any error or warning but those of a crash.
+    #[must_use]
+    pub fn crashes_only(mut self) -> Self {
+        self.crashes_only = true;
+        self
+    }
+
+    /// The first node's clock is an hour ahead.
+    #[must_use]
+    pub fn clock_ahead(mut self) -> Self {
+        self.clock_ahead = true;
         self
     }
 
@@ -135,9 +162,19 @@ impl Builder {
         let ports = [Port::take()?, Port::take()?];
         let mut replication = [Replication::default(), Replication::default()];
         let mut certificates = Vec::new();
+        let mut proxies = Vec::new();
+        if self.faulty {
+            for port in &ports {
+                proxies.push(Proxy::start(port.number())?);
+            }
+        }
+        let reached_at = |node: usize| {
+            let proxy = proxies.get(node).map(Proxy::number);
+            proxy.unwrap_or_else(|| ports[node].number())
+        };
         let mut start = |own: usize| {
             let target = if own == 0 { &self.a } else { &self.b };
-            let peer = format!("tcp:127.0.0.1:{}", ports[1 - own].number());
+            let peer = format!("tcp:127.0.0.1:{}", reached_at(1 - own));
             let mut users = self.users.clone();
             let mut tls = None;
             let replicas = match &self.replica {
@@ -177,6 +214,15 @@ impl Builder {
             if let Some(plugins) = self.mail_plugins {
                 builder = builder.mail_plugins(plugins);
             }
+            if self.faulty {
+                builder = builder.small_disks(64, 16);
+            }
+            if self.crashes_only {
+                builder = builder.crashes_only();
+            }
+            if self.clock_ahead && own == 0 {
+                builder = builder.clock_ahead();
+            }
             builder
                 .services()
                 .hostname(self.hostnames[own])
@@ -194,6 +240,7 @@ impl Builder {
             replication,
             extra: self.extra,
             _certificates: certificates,
+            proxies,
         })
     }
 }
@@ -246,6 +293,9 @@ impl Pair {
             format: Format::default(),
             mail_plugins: None,
             one_way: false,
+            faulty: false,
+            crashes_only: false,
+            clock_ahead: false,
         }
     }
 

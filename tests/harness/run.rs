@@ -79,9 +79,15 @@ static ALL: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
 /// there is a failure of the suite, printed as `test <node> ... FAILED`.
 #[must_use]
 pub fn main(trials: Vec<Trial>) -> ExitCode {
-    let mut arguments = Arguments::from_args();
     // A trial mostly waits for Dovecot.
-    arguments.test_threads.get_or_insert(8);
+    main_at_once(trials, 8)
+}
+
+/// [`main`] with so many trials at once, unless the command line says how many.
+#[must_use]
+pub fn main_at_once(trials: Vec<Trial>, at_once: usize) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(at_once);
     let unlimited = Rlimit {
         current: None,
         maximum: None,

@@ -19,7 +19,9 @@ impl Node {
     /// # Errors
     /// When it runs, when something is wrong in its log, or when its directory cannot be moved.
     pub fn upgrade(&mut self, target: &Target, config: &str) -> Outcome {
-        check(self.master.is_none(), || "it still runs".to_owned())?;
+        check(Self::lock(&self.master).is_none(), || {
+            "it still runs".to_owned()
+        })?;
         if let Some(missing) = &target.missing {
             return Err(missing.into());
         }

@@ -1,0 +1,387 @@
+//! Writing on both nodes at once, with faults: all becomes equal by itself, nothing is lost, nothing doubled.
+//!
+//! The short form of `make soak`. A trial `stock/fails_for_defect_12/...` passes while stock's nodes stay
+//! different; a trial `.../dsync/...` shows what Dovecot's dsync does whoever runs it (docs/limits.md).
+
+// A test may fail by panicking.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod harness;
+
+use harness::client::message;
+use harness::convergence::Course;
+use harness::faults::{self, Fault};
+use harness::ports::Port;
+use harness::proxy::{Link, Proxy};
+use harness::run::trial;
+use harness::{
+    Format, Implementation, Node, Outcome, PATIENCE, Pair, Replication, Target, User, check,
+    wait_for,
+};
+use libtest_mimic::Trial;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const FORMATS: [Format; 3] = [Format::Maildir, Format::Sdbox, Format::Mdbox];
+
+/// The pairs that the load is put on.
+const PAIRS: [[&str; 2]; 3] = [
+    ["2.3.19.1", "2.3.19.1"],
+    ["2.4.1", "2.4.1"],
+    ["2.3.19.1", "2.4.1"],
+];
+
+/// Each load keeps two processors busy.
+const AT_ONCE: usize = 3;
+
+fn main() -> ExitCode {
+    if let Err(failed) = harness::disk::in_own_mounts() {
+        eprintln!("{}", failed.message().unwrap_or("?"));
+        return ExitCode::FAILURE;
+    }
+    let staged = Target::all_staged();
+    let find = |version: &str, implementation| {
+        let is =
+            |target: &&Target| target.version == version && target.implementation == implementation;
+        staged.iter().find(is)
+    };
+    let mut trials = Vec::new();
+    for [a, b] in PAIRS {
+        let (Some(a), Some(b)) = (find(a, Implementation::Ours), find(b, Implementation::Ours))
+        else {
+            continue;
+        };
+        for format in FORMATS {
+            let course = Course::of(a, b, format, seed());
+            trials.push(course_trial(course, "load"));
+        }
+        let mut course = Course::of(a, b, Format::Mdbox, seed());
+        course.faults = faults::ALL.to_vec();
+        course.load = Duration::from_secs(25);
+        trials.push(course_trial(course, "load_with_faults"));
+    }
+    for target in &staged {
+        if target.is_ours() {
+            push(
+                &mut trials,
+                target,
+                "flags_on_the_other_node_come_back",
+                flags_come_back,
+            );
+            push(
+                &mut trials,
+                target,
+                "dsync/flags_of_a_mail_newer_than_the_state_stay_behind",
+                newer_mail,
+            );
+            push(&mut trials, target, "dsync/percent_in_a_name", percent);
+        }
+        if target.is_ours() && target.root.is_none() {
+            push(
+                &mut trials,
+                target,
+                "dsync/full_sync_after_one_that_was_cut_off_loses_mail",
+                full_after_cut,
+            );
+            let mut course = Course::of(target, target, Format::Sdbox, seed());
+            course.clock_ahead = true;
+            course.faults = vec![Fault::KillReplicator, Fault::LinkCut];
+            trials.push(course_trial(course, "load_with_a_clock_one_hour_ahead"));
+        }
+        if !target.is_ours() && target.root.is_none() {
+            let course = Course::of(target, target, Format::Maildir, seed());
+            trials.push(trial(
+                target,
+                "fails_for_defect_12/load_maildir",
+                move || stays_different(course),
+            ));
+        }
+    }
+    harness::run::main_at_once(trials, AT_ONCE)
+}
+
+fn push(trials: &mut Vec<Trial>, target: &Target, name: &str, run: fn(&Target) -> Outcome) {
+    let of = target.clone();
+    trials.push(trial(target, name, move || run(&of)));
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("SEED").ok();
+    seed.and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..))
+}
+
+fn course_trial(course: Course, name: &str) -> Trial {
+    let [a, b] = &course.targets;
+    let with = if a.version == b.version {
+        String::new()
+    } else {
+        format!("with_{}/", b.version)
+    };
+    let name = format!("{with}{name}_{}", course.format.name());
+    let mut named = a.clone();
+    named.missing = a.missing.clone().or(b.missing.clone());
+    trial(&named, &name, move || becomes_equal(course))
+}
+
+fn becomes_equal(course: Course) -> Outcome {
+    let seed = course.seed;
+    let mut journey = course.begin()?;
+    let round = journey.round()?;
+    let told = if round.wrong.is_empty() {
+        String::new()
+    } else {
+        journey.told()
+    };
+    let operations: u64 = journey.operations().values().map(|[done, ..]| done).sum();
+    println!(
+        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by Maildir {}",
+        journey.mails(),
+        round.equal_after.unwrap_or_default(),
+        round.back,
+        round.doubled_by_maildir
+    );
+    // A load that does nothing proves nothing.
+    let is_idle = operations < 100;
+    let finished = journey.pair.finish();
+    check(round.wrong.is_empty() && !is_idle, || {
+        let wrong = round.wrong.join("\n");
+        format!("SEED={seed}, {operations} operations\n{wrong}\n{told}")
+    })?;
+    finished
+}
+
+fn stays_different(course: Course) -> Outcome {
+    let mut course = course;
+    course.patience = Duration::from_secs(20);
+    let mut journey = course.begin()?;
+    let round = journey.round()?;
+    check(round.equal_after.is_none(), || {
+        format!("stock's nodes are equal after {:?}", round.equal_after)
+    })
+}
+
+/// Mail comes with the sync that one node runs, and is changed on the other, whose own sync is then its first
+/// since: from which state that begins decides whether the change is seen (`newer_mail` below).
+fn flags_come_back(target: &Target) -> Outcome {
+    const MAILS: u32 = 5;
+    let pair = Pair::of(target)
+        .users([User::local("u1")])
+        .format(Format::Sdbox)
+        .start()?;
+    let mut lmtp = [pair.a.lmtp()?, pair.b.lmtp()?];
+    lmtp[0].deliver(&["u1"], &message("first"))?;
+    wait_for("INBOX on b", PATIENCE, || {
+        let listed = pair.b.doveadm(&["mailbox", "list", "-u", "u1"])?;
+        Ok(listed.contains("INBOX").then_some(()))
+    })?;
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    let mut imap = [pair.a.imap("u1")?, pair.b.imap("u1")?];
+    for session in &mut imap {
+        session.ok("SELECT INBOX")?;
+    }
+    for number in 2..=MAILS {
+        let (here, there) = if number % 2 == 0 { (0, 1) } else { (1, 0) };
+        lmtp[here].deliver(&["u1"], &message(&format!("mail-{number}")))?;
+        let store = format!("UID STORE {number} +FLAGS (\\Flagged)");
+        wait_for("the mail on the other node", PATIENCE, || {
+            Ok(imap[there]
+                .ok(&store)?
+                .iter()
+                .any(|line| line.contains("\\Flagged"))
+                .then_some(()))
+        })?;
+        wait_for(&format!("the flag of mail {number}"), PATIENCE, || {
+            let lines = imap[here].ok(&format!("UID FETCH {number} (FLAGS)"))?;
+            Ok(lines.concat().contains("\\Flagged").then_some(()))
+        })?;
+    }
+    for session in imap {
+        session.logout()?;
+    }
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    pair.wait_idle()?;
+    for node in [&pair.a, &pair.b] {
+        // The nodes start one after the other.
+        node.tolerate_log("not reachable");
+        node.tolerate_log("is reachable again");
+    }
+    pair.finish()
+}
+
+/// Two nodes without replication: dsync is run by hand from the first to the second.
+struct ByHand {
+    a: Node,
+    b: Node,
+    to_b: Proxy,
+    _ports: [Port; 2],
+}
+
+impl ByHand {
+    fn start(target: &Target) -> Outcome<ByHand> {
+        let ports = [Port::take()?, Port::take()?];
+        let start = |hostname, port: &Port| {
+            let replication = Replication {
+                port: Some(port.number()),
+                ..Replication::default()
+            };
+            Node::of(target)
+                .services()
+                .mail_plugins("notify acl")
+                .hostname(hostname)
+                .format(Format::Sdbox)
+                .users([User::local("u1")])
+                .config(&replication.render(target.series()))
+                .start()
+        };
+        Ok(ByHand {
+            a: start("node-a", &ports[0])?,
+            b: start("node-b", &ports[1])?,
+            to_b: Proxy::start(ports[1].number())?,
+            _ports: ports,
+        })
+    }
+
+    /// A dsync from a to b; whether it ended with OK, what it said (the new state), what it logged.
+    fn dsync(&self, rest: &[&str]) -> Outcome<(bool, String, String)> {
+        let to = format!("tcp:127.0.0.1:{}", self.to_b.number());
+        let args = [&["sync", "-u", "u1", "-N", "-l", "30"], rest, &[&to]].concat();
+        let output = self.a.run(self.a.doveadm_command(&args), b"")?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        let (said, logged) = (text(&output.stdout), text(&output.stderr));
+        Ok((output.status.success(), said, logged))
+    }
+
+    /// An incremental sync that must end well; the new state.
+    fn sync(&self, state: &str) -> Outcome<String> {
+        let (ok, said, logged) = self.dsync(&["-s", state])?;
+        check(ok, || logged)?;
+        Ok(said)
+    }
+
+    fn finish(self) -> Outcome {
+        let a = self.a.finish();
+        self.b.finish().and(a)
+    }
+}
+
+/// Of a mail that both sides have, but that is newer than the state which a sync begins from, dsync does not bring
+/// the flags over. (A sync of the peer, one that ended with CHANGED and one that failed half-way move mail too.)
+fn newer_mail(target: &Target) -> Outcome {
+    let nodes = ByHand::start(target)?;
+    let mut lmtp = nodes.a.lmtp()?;
+    lmtp.deliver(&["u1"], &message("first"))?;
+    let old = nodes.sync("")?;
+    lmtp.deliver(&["u1"], &message("second"))?;
+    lmtp.quit()?;
+    let new = nodes.sync(&old)?;
+    let mut imap = nodes.a.imap("u1")?;
+    imap.ok("SELECT INBOX")?;
+    imap.ok("UID STORE 2 +FLAGS (\\Flagged)")?;
+    imap.logout()?;
+    let is_flagged = || -> Outcome<bool> {
+        let mut imap = nodes.b.imap("u1")?;
+        imap.ok("EXAMINE INBOX")?;
+        let lines = imap.ok("UID FETCH 2 (FLAGS)")?;
+        imap.logout()?;
+        Ok(lines.concat().contains("\\Flagged"))
+    };
+    nodes.sync(&old)?;
+    check(!is_flagged()?, || "came from the older state".to_owned())?;
+    nodes.sync(&new)?;
+    check(is_flagged()?, || {
+        "did not come from the newest state".to_owned()
+    })?;
+    nodes.finish()
+}
+
+/// Both nodes give one UID to different mails; the sync that renumbers them is cut off before b's have come to a: they
+/// are on b only, under UIDs that a has skipped. A full sync takes that for an expunge: the mail is lost. A fast
+/// one from the state before brings it over. So the replicator does not follow a failure with a full sync.
+fn full_after_cut(target: &Target) -> Outcome {
+    const CUTS: usize = 20;
+    for cut in 1..=CUTS {
+        let bytes = cut * 90_000;
+        let by_fast = left_after_cut(target, bytes, false)?;
+        check(by_fast == MAILS_OF_B, || {
+            format!("fast: {by_fast} mails are left")
+        })?;
+        // Whether the moment is the right one is chance.
+        if left_after_cut(target, bytes, true)? < MAILS_OF_B {
+            return Ok(());
+        }
+    }
+    Err(format!("full: no mail was lost in {CUTS} tries").into())
+}
+
+const MAILS_OF_B: usize = 8;
+
+/// How many of b's mails b has after a sync that was cut off after `bytes`, and a full or a fast one.
+fn left_after_cut(target: &Target, bytes: usize, full: bool) -> Outcome<usize> {
+    let nodes = ByHand::start(target)?;
+    let deliver = |node: &Node, subject: &str, lines: usize| -> Outcome {
+        let body = "a line of a mail that takes a while on the wire\r\n".repeat(lines);
+        let mut lmtp = node.lmtp()?;
+        lmtp.deliver(&["u1"], &(message(subject) + &body))?;
+        lmtp.quit()
+    };
+    deliver(&nodes.a, "first", 1)?;
+    let state = nodes.sync("")?;
+    // The new UIDs come in the order of GUIDs, which is chance: with so many one is as it must be.
+    for _ in 0..MAILS_OF_B {
+        deliver(&nodes.a, "on-a", 1)?;
+        deliver(&nodes.b, "on-b", 2_000)?;
+    }
+    nodes.to_b.set(Link::CutAfter(bytes));
+    nodes.dsync(&["-s", &state])?;
+    nodes.to_b.set(Link::Up);
+    let rest = if full { vec!["-f"] } else { vec!["-s", &state] };
+    // It may say that it has to be run again.
+    for _ in 0..3 {
+        nodes.dsync(&rest)?;
+    }
+    let mut imap = nodes.b.imap("u1")?;
+    imap.ok("EXAMINE INBOX")?;
+    let found = imap.ok("SEARCH SUBJECT on-b")?.concat();
+    imap.logout()?;
+    for node in [&nodes.a, &nodes.b] {
+        // What the cut makes dsync say differs with its moment.
+        node.tolerate_log("dsync");
+        node.tolerate_log("doveadm");
+    }
+    nodes.finish()?;
+    Ok(found.split_whitespace().skip(2).count())
+}
+
+/// 2.3.19.1: every sync of a user who has a mailbox with a `%` in its name ends as if something had changed
+/// meanwhile; mail comes over all the same. 2.3.13 and 2.4 do not have that.
+fn percent(target: &Target) -> Outcome {
+    let nodes = ByHand::start(target)?;
+    let mut lmtp = nodes.a.lmtp()?;
+    lmtp.deliver(&["u1"], &message("first"))?;
+    lmtp.quit()?;
+    let mut imap = nodes.a.imap("u1")?;
+    imap.ok("CREATE \"100 %\"")?;
+    imap.append("\"100 %\"", &message("in-percent"))?;
+    imap.logout()?;
+    let synced: Vec<_> = (0..3).map(|_| nodes.dsync(&[])).collect::<Outcome<_>>()?;
+    let fails = |(ok, _, logged): &(bool, String, String)| {
+        !ok && logged.contains("Can't rename mailbox to itself")
+    };
+    let wanted = match target.version.as_str() {
+        // The first makes the mailbox; each later one finds it.
+        "2.3.19.1" => synced.iter().skip(1).all(fails),
+        _ => synced.iter().all(|(ok, ..)| *ok),
+    };
+    check(wanted, || format!("{synced:?}"))?;
+    let mut imap = nodes.b.imap("u1")?;
+    let lines = imap.ok("STATUS \"100 %\" (MESSAGES)")?;
+    imap.logout()?;
+    check(lines.concat().contains("(MESSAGES 1)"), || {
+        format!("{lines:?}")
+    })?;
+    for node in [&nodes.a, &nodes.b] {
+        node.tolerate_log("You may want to run dsync again");
+    }
+    nodes.finish()
+}

@@ -1,0 +1,217 @@
+//! A course: rounds of random writing on both nodes of a pair, with faults, each followed by a pause in
+//! which both must become equal and hold what the load's model says.
+
+use super::configuration::Series;
+use super::faults::{self, Counts, Fault};
+use super::load::names::{self, Group};
+use super::load::{Load, Operations};
+use super::{Format, Node, Outcome, PATIENCE, Pair, Target, User, wait_for};
+use std::time::{Duration, Instant};
+
+/// What is to be gone through.
+#[derive(Clone, Debug)]
+pub struct Course {
+    /// The nodes' targets.
+    pub targets: [Target; 2],
+    /// How both store mail.
+    pub format: Format,
+    /// Decides all choices.
+    pub seed: u64,
+    /// How many users are written.
+    pub users: usize,
+    /// How long is written in a round.
+    pub load: Duration,
+    /// What goes wrong meanwhile.
+    pub faults: Vec<Fault>,
+    /// The first node's clock is an hour ahead.
+    pub clock_ahead: bool,
+    /// Mailboxes are made, renamed and deleted too.
+    pub mailboxes: bool,
+    /// How long equality may take.
+    pub patience: Duration,
+}
+
+/// What came of a round.
+#[derive(Clone, Debug, Default)]
+pub struct Round {
+    /// Of each fault, how many processes or nodes it hit.
+    pub faults: Counts,
+    /// From the end of writing and faults to equality.
+    pub equal_after: Option<Duration>,
+    /// What was wrong.
+    pub wrong: Vec<String>,
+    /// Mail that a client expunged and that is there again: told, not wrong (docs/limits.md).
+    pub back: usize,
+    /// Mail that Dovecot's Maildir doubled and said so, or a dsync that a fault ended: told, not wrong (docs/limits.md).
+    pub doubled_by_maildir: usize,
+}
+
+/// A course on its way.
+#[derive(Debug)]
+pub struct Journey {
+    /// The nodes.
+    pub pair: Pair,
+    course: Course,
+    load: Load,
+    random: fastrand::Rng,
+}
+
+impl Course {
+    /// Both of one target, without faults.
+    #[must_use]
+    pub fn of(a: &Target, b: &Target, format: Format, seed: u64) -> Course {
+        Course {
+            targets: [a.clone(), b.clone()],
+            format,
+            seed,
+            users: 3,
+            load: Duration::from_secs(12),
+            faults: Vec::new(),
+            clock_ahead: false,
+            mailboxes: true,
+            patience: Duration::from_secs(30),
+        }
+    }
+
+    /// Starts both nodes and makes the mailboxes that stay; both have them when it returns.
+    ///
+    /// # Errors
+    /// When that does not come to be.
+    pub fn begin(self) -> Outcome<Journey> {
+        let users: Vec<String> = (1..=self.users)
+            .map(|number| format!("u{number}"))
+            .collect();
+        let [a, b] = &self.targets;
+        let mut builder = Pair::mixed(a, b)
+            .users(users.iter().map(|name| User::local(name)))
+            .format(self.format);
+        if !self.faults.is_empty() {
+            builder = builder.faults();
+        }
+        if self.clock_ahead {
+            builder = builder.clock_ahead();
+        }
+        let pair = builder.crashes_only().start()?;
+        if self.clock_ahead {
+            check_clock(&pair)?;
+        }
+        let has_2_3 = [a, b].iter().any(|target| target.series() == Series::V2_3);
+        let load = Load::new(&users, self.seed, has_2_3, self.mailboxes);
+        for user in &users {
+            let mut imap = pair.a.imap(user)?;
+            for name in load.names(Group::Kept) {
+                // A dsync that meets a mailbox half made finishes it; then it exists already.
+                imap.command(&format!("CREATE {}", names::quoted(&name)))?;
+            }
+            imap.logout()?;
+        }
+        // Nobody looks at the second node before it has them: the first login on both is another test's.
+        for user in &users {
+            let names = load.names(Group::Kept).len();
+            wait_for(&format!("{user}'s mailboxes"), PATIENCE, || {
+                let listed = pair.b.doveadm(&["mailbox", "list", "-u", user])?;
+                Ok((listed.lines().count() >= names).then_some(()))
+            })?;
+        }
+        let random = fastrand::Rng::with_seed(self.seed);
+        Ok(Journey {
+            pair,
+            course: self,
+            load,
+            random,
+        })
+    }
+}
+
+impl Journey {
+    /// Writes, with faults, then pauses and judges.
+    ///
+    /// # Errors
+    /// When a node does not come back after a fault.
+    pub fn round(&mut self) -> Outcome<Round> {
+        let end = Instant::now() + self.course.load;
+        let (pair, load, course) = (&self.pair, &self.load, &self.course);
+        let random = &mut self.random;
+        let faults = std::thread::scope(|scope| {
+            scope.spawn(|| load.run(&pair.a, &pair.b, end));
+            if course.faults.is_empty() {
+                return Ok(Counts::new());
+            }
+            faults::rain(pair, &course.faults, random, end)
+        })?;
+        let mut round = Round {
+            faults,
+            ..Round::default()
+        };
+        match load.wait_equal(pair, course.patience) {
+            Ok(time) => round.equal_after = Some(time),
+            Err(unequal) => round.wrong.push(format!("still unequal:\n{unequal}")),
+        }
+        // Each shows by itself what it holds, equal or not.
+        for (side, node) in [("a", &pair.a), ("b", &pair.b)] {
+            let mut doubled = Vec::new();
+            for (user, verdict) in load.judge(node)? {
+                round.back = round.back.max(verdict.back.len());
+                doubled.extend(verdict.doubled);
+                if !verdict.lost.is_empty() {
+                    let lost = verdict.lost.join("; ");
+                    round.wrong.push(format!("{user} on {side}: lost: {lost}"));
+                }
+            }
+            // A dsync that is ended between the copy of a mail to its new UID and the expunge leaves both.
+            let ended: u64 = round.faults.values().sum();
+            let said = maildir_doublings(pair) + usize::try_from(ended)?;
+            if doubled.len() > said {
+                round.wrong.push(format!(
+                    "doubled on {side}, Maildir and faults explain {said}: {}",
+                    doubled.join("; ")
+                ));
+            }
+            round.doubled_by_maildir = round.doubled_by_maildir.max(doubled.len().min(said));
+        }
+        Ok(round)
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn operations(&self) -> Operations {
+        self.load.operations()
+    }
+
+    /// How many mails there were so far.
+    #[must_use]
+    pub fn mails(&self) -> usize {
+        self.load.mails()
+    }
+
+    /// What the nodes know of the users that differ.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let mut told = String::new();
+        for (side, node) in [("a", &self.pair.a), ("b", &self.pair.b)] {
+            for user in self.load.users() {
+                let shown = node.doveadm(&["-f", "flow", "replicator", "show", user]);
+                let shown =
+                    shown.unwrap_or_else(|failed| format!("{}\n", failed.message().unwrap_or("?")));
+                told.push_str(&format!("{side}: {shown}"));
+            }
+            for line in node.log_lines("replicator: ").iter().rev().take(15).rev() {
+                told.push_str(&format!("{side}: {line}\n"));
+            }
+        }
+        told
+    }
+}
+
+/// The first node's log is written by a clock that is ahead.
+fn check_clock(pair: &Pair) -> Outcome {
+    let minute = |node: &Node| node.log().chars().take("Jan 01 00:00".len()).collect();
+    let (a, b): (String, String) = (minute(&pair.a), minute(&pair.b));
+    super::check(a != b, || format!("both clocks say {a}"))
+}
+
+/// How often Dovecot said that a mail which a dsync gave a new UID is there with its old file too.
+fn maildir_doublings(pair: &Pair) -> usize {
+    let said = |node: &Node| node.log_lines("Expunged message reappeared").len();
+    said(&pair.a) + said(&pair.b)
+}
