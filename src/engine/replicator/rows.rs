@@ -65,7 +65,7 @@ impl Replicator {
             force_full: row.force_full || running.is_some_and(|running| running.forced),
             has_state: row.has_state,
             stale: match running {
-                Some(_) => row.stale.max(Stale::State),
+                Some(_) => Stale::State,
                 None => row.stale,
             },
         })

@@ -33,7 +33,7 @@ pub(super) struct Running {
     pub(super) full: bool,
     /// It is full because that was asked for, not because of the interval.
     pub(super) forced: bool,
-    /// Something was notified, or what was is not over yet.
+    /// Something was notified, or what was is not over yet, or a full one was wanted.
     for_changes: bool,
     pub(super) sync_type: SyncType,
     /// Which waiters came before it.
@@ -100,14 +100,15 @@ impl Replicator {
             return;
         };
         let priority = std::mem::take(&mut row.priority);
-        let forced = std::mem::take(&mut row.force_full);
+        let wants_full = row.force_full || is_full_due || settles;
         // A sync that is neither full nor has a state does not look into mailboxes whose counters are equal.
-        let full = forced || is_full_due || settles || !row.has_state;
+        let full = !row.has_state || wants_full && !row.is_fast_first();
+        let forced = full && std::mem::take(&mut row.force_full);
         // Until it fails, or the peer tells of a sync that it did not look at.
         if full {
             row.stale = Stale::No;
         }
-        let for_changes = priority != Priority::None || row.failed;
+        let for_changes = priority != Priority::None || row.failed || wants_full;
         let sync_type = match full {
             true => SyncType::Full,
             false => SyncType::Incremental,
@@ -135,7 +136,7 @@ impl Replicator {
         self.busy.insert(id.user, Busy::Sync(sync));
         self.totals.syncs_started += 1;
         self.totals.full_syncs_started += u64::from(full);
-        self.totals.settling_syncs_started += u64::from(settles);
+        self.totals.settling_syncs_started += u64::from(settles && full);
         self.place(id, Place::Running(sync));
         self.touch(id);
         self.actions.push_back(Action::StartSync {
@@ -194,12 +195,15 @@ impl Replicator {
         if let SyncOutcome::Changed { state } = outcome {
             match state.is_empty() {
                 true => self.forget_state(id, "the mailboxes do not match it"),
-                false => self.keep_state(id, state),
+                false => {
+                    self.keep_state(id, state);
+                    self.came_through(id);
+                }
             }
             return self.changed(now, running, reason);
         }
         if may_have_begun(&outcome) {
-            self.mark_stale(id);
+            self.mark_cut_off(id);
         }
         if outcome == SyncOutcome::Locked {
             return self.locked(now, running, reason);

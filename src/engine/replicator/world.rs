@@ -98,6 +98,8 @@ pub(super) struct World {
     moved: BTreeMap<Key, u64>,
     /// A sync began from a state older than that: flags may be lost unless a full one follows.
     doubted: BTreeSet<Key>,
+    /// The last sync that began was cut off.
+    cut_off: BTreeSet<Key>,
     last_command: u64,
 }
 
@@ -144,6 +146,7 @@ impl World {
             changes: BTreeMap::new(),
             moved: BTreeMap::new(),
             doubted: BTreeSet::new(),
+            cut_off: BTreeSet::new(),
             last_command: 0,
         };
         world.engine.handle_loaded(now, Boot::Trusted);
@@ -241,6 +244,7 @@ impl World {
         }
         for dsync in self.syncs.values() {
             let key = (dsync.username.clone(), dsync.target.clone());
+            self.cut_off.insert(key.clone());
             let moved = self.moved.entry(key).or_default();
             *moved = dsync.saw.max(*moved);
         }
@@ -252,6 +256,9 @@ impl World {
                 if stored.is_none_or(|(record, _)| record.stale == Stale::No) {
                     self.moved.remove(&key);
                     self.doubted.remove(&key);
+                }
+                if stored.is_none_or(|(record, _)| record.stale != Stale::State) {
+                    self.cut_off.remove(&key);
                 }
             }
         }
@@ -448,6 +455,11 @@ impl World {
                 self.doubted.insert(key.clone());
             }
         }
+        if left_state {
+            self.cut_off.remove(&key);
+        } else if super::syncs::may_have_begun(outcome) {
+            self.cut_off.insert(key.clone());
+        }
         if dsync.full && matches!(outcome, SyncOutcome::Ok { .. }) {
             self.doubted.remove(&key);
         }
@@ -477,6 +489,9 @@ impl World {
         for target in &targets {
             let key = (username.to_owned(), target.clone());
             self.moved.insert(key.clone(), self.last_change);
+            if !runs {
+                self.cut_off.remove(&key);
+            }
             if targets.len() == 1 && full && tells_state && !runs {
                 self.doubted.remove(&key);
             }
@@ -633,6 +648,11 @@ impl World {
                     saw: self.last_change,
                 };
                 assert!(has_state || dsync.state.is_none(), "a state forgotten");
+                let key = (dsync.username.clone(), dsync.target.clone());
+                assert!(
+                    !dsync.full || dsync.state.is_none() || !self.cut_off.contains(&key),
+                    "a full sync of {key:?} after one that was cut off"
+                );
                 assert_eq!(self.sync_of(&dsync.username), None, "two syncs of a user");
                 self.started.push(dsync.clone());
                 self.syncs.insert(sync, dsync);

@@ -156,3 +156,19 @@ fn sync_that_a_crash_cut_off_is_followed_by_one_full_sync() {
     world.check_converged(&Default::default());
     world.check_settled(&Default::default());
 }
+
+#[test]
+fn no_full_sync_follows_one_that_was_cut_off_before_a_fast_one_came_through() {
+    let mut world = rested();
+    world.command(|engine, now, command| {
+        engine.handle_replicate(now, command, Priority::Low, true, b"u0");
+    });
+    for outcome in [SyncOutcome::Eof, SyncOutcome::TempFail] {
+        let sync = world.sync_of("u0").expect("runs");
+        world.finish(sync, outcome);
+        time_to_next_sync(&mut world);
+    }
+    world.run_for(MINUTE);
+    assert_eq!(kinds(&world, 0), [true, false, false, true]);
+    world.check_settled(&Default::default());
+}
