@@ -60,11 +60,14 @@ const SHORT_AS_STOCK: [Exchange; 2] = [
 const AS_OURS: [Exchange; 4] = [
     (
         &["show", "u1"],
-        "u1\t1\ttcp:b:1\thigh\t0\t0\t0\t0\t3\tNo route to host\t7\t0\n\n",
+        "u1\t1\ttcp:b:1\thigh\t0\t0\t0\t0\t3\tNo route to host\t7\t0\tretry\n\n",
     ),
     (&["show", "nobody"], "-User not found\n"),
     (&["show", "u1"], ""),
-    (&["peers"], "tcp:b:1\tdown\t0\t2\tConnection refused\t5\n\n"),
+    (
+        &["peers"],
+        "tcp:b:1\tdown\t0\t2\tConnection refused\t5\t9\tnode-a\n\n",
+    ),
 ];
 
 /// Times that are never, so that nothing depends on the clock.

@@ -109,6 +109,8 @@ pub struct Node {
     users: Vec<String>,
     lenient: bool,
     tolerated: Mutex<Vec<String>>,
+    /// Where the log's end begins.
+    ends_at: Mutex<Option<usize>>,
 }
 
 impl Node {
@@ -204,6 +206,7 @@ impl Node {
             users: builder.users.iter().map(|user| user.name.clone()).collect(),
             lenient: builder.lenient,
             tolerated: Mutex::default(),
+            ends_at: Mutex::default(),
             target,
         };
         fs::write(node.path("dovecot.conf"), node.dovecot_conf(&builder.extra))?;
@@ -565,6 +568,12 @@ impl Node {
         Self::lock(&self.tolerated).push(text.to_owned());
     }
 
+    /// The node, or its peer, is going to be stopped: a dsync that runs may lose its peer. What is logged from now on is wrong only if
+    /// it tells of a crash.
+    pub fn begin_end(&self) {
+        *Self::lock(&self.ends_at) = Some(self.log().len());
+    }
+
     /// Waits until the processes that served `user`'s logins so far are gone, and with them all
     /// that a plugin does at deinit.
     ///
@@ -749,9 +758,13 @@ impl Node {
         };
         let log = self.log();
         let is_wrong = if self.crashes_only { is_crash } else { is_bad };
-        let mut wrong: Vec<String> = log
-            .lines()
-            .filter(|line| is_wrong(line) && !known(line))
+        let ends_at = Self::lock(&self.ends_at).unwrap_or(log.len());
+        let (before, end) = log.split_at_checked(ends_at).unwrap_or((&log, ""));
+        let before = before.lines().filter(|line| is_wrong(line));
+        let end = end.lines().filter(|line| is_crash(line));
+        let mut wrong: Vec<String> = before
+            .chain(end)
+            .filter(|line| !known(line))
             .map(str::to_owned)
             .collect();
         for text in expected.iter() {

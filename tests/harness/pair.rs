@@ -363,6 +363,8 @@ impl Pair {
     /// # Errors
     /// What was wrong.
     pub fn finish(self) -> Outcome {
+        self.a.begin_end();
+        self.b.begin_end();
         let a = self.a.finish();
         self.b.finish().and(a)
     }

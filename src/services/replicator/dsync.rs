@@ -426,9 +426,10 @@ fn is_unspecified(word: &str) -> bool {
     matches!(word, "UNKNOWN" | "2")
 }
 
-/// dsync could not read the state that it was given (`dsync-brain.c`: "Saved sync state is invalid").
+/// dsync could not read the state that it was given, or not go on from it (`dsync-brain.c`: "Saved sync state is invalid",
+/// `dsync-brain-mailbox.c`: "Failed to do incremental sync for mailbox NAME, retry with a full sync"; an error of 2.4).
 fn is_refused_state(error: &str) -> bool {
-    error.contains("sync state is invalid")
+    error.contains("sync state is invalid") || error.contains(", retry with a full sync")
 }
 
 /// The lock of the user, or of a mailbox, by which dsyncs keep each other out (`dsync-brain.c`, `dsync-mailbox.c`).
@@ -466,6 +467,8 @@ mod tests {
         let refused = "Saved sync state is invalid, falling back to full sync: x";
         let away = "connect(10.0.0.1:12345) failed: No route to host";
         assert_eq!(outcome(Code::TempFail, refused), SyncOutcome::StateRefused);
+        let stale = "Failed to do incremental sync for mailbox INBOX, retry with a full sync (Modseq 108 no longer in transaction log)";
+        assert_eq!(outcome(Code::TempFail, stale), SyncOutcome::StateRefused);
         assert_eq!(outcome(Code::TempFail, away), SyncOutcome::PeerUnreachable);
         assert_eq!(outcome(Code::TempFail, "other"), SyncOutcome::TempFail);
         assert_eq!(outcome(Code::Usage, away), SyncOutcome::Usage);
