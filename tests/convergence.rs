@@ -135,11 +135,12 @@ fn becomes_equal(course: Course) -> Outcome {
     };
     let operations: u64 = journey.operations().values().map(|[done, ..]| done).sum();
     println!(
-        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by Maildir {}",
+        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by Maildir {}, by renames {}",
         journey.mails(),
         round.equal_after.unwrap_or_default(),
         round.back,
-        round.doubled_by_maildir
+        round.doubled_by_maildir,
+        round.doubled_by_renames
     );
     // A load that does nothing proves nothing.
     let is_idle = operations < 100;
@@ -151,14 +152,18 @@ fn becomes_equal(course: Course) -> Outcome {
     finished
 }
 
+/// One load in a few leaves stock's nodes equal: it is put on them again.
 fn stays_different(course: Course) -> Outcome {
+    const ROUNDS: usize = 5;
     let mut course = course;
     course.patience = Duration::from_secs(20);
     let mut journey = course.begin()?;
-    let round = journey.round()?;
-    check(round.equal_after.is_none(), || {
-        format!("stock's nodes are equal after {:?}", round.equal_after)
-    })
+    for _ in 0..ROUNDS {
+        if journey.round()?.equal_after.is_none() {
+            return Ok(());
+        }
+    }
+    Err(format!("stock's nodes were equal after each of {ROUNDS} loads").into())
 }
 
 /// Mail comes with the sync that one node runs, and is changed on the other, whose own sync is then its first

@@ -44,6 +44,8 @@ pub struct Round {
     pub back: usize,
     /// Mail that Dovecot's Maildir doubled and said so, or a dsync that a fault ended: told, not wrong (docs/limits.md).
     pub doubled_by_maildir: usize,
+    /// Mail in two mailboxes that clients of both nodes renamed at once: told, not wrong (docs/limits.md).
+    pub doubled_by_renames: usize,
 }
 
 /// A course on its way.
@@ -153,6 +155,8 @@ impl Journey {
             for (user, verdict) in load.judge(node)? {
                 round.back = round.back.max(verdict.back.len());
                 doubled.extend(verdict.doubled);
+                let renamed = verdict.doubled_by_renames.len();
+                round.doubled_by_renames = round.doubled_by_renames.max(renamed);
                 if !verdict.lost.is_empty() {
                     let lost = verdict.lost.join("; ");
                     round.wrong.push(format!("{user} on {side}: lost: {lost}"));

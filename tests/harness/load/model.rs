@@ -85,6 +85,8 @@ pub struct Verdict {
     pub lost: Vec<String>,
     /// Mail that is there more often than it was made.
     pub doubled: Vec<String>,
+    /// The same among mailboxes that clients of both nodes renamed at once.
+    pub doubled_by_renames: Vec<String>,
     /// Mail that was taken away and is there.
     pub back: Vec<String>,
 }
@@ -174,6 +176,8 @@ impl Model {
                     verdict.lost.push(text());
                 } else if found > count.most() && count.taken > 0 && found <= count.made {
                     verdict.back.push(text());
+                } else if found > count.most() && *place == Place::Group(Group::Renamed) {
+                    verdict.doubled_by_renames.push(text());
                 } else if found > count.most() {
                     verdict.doubled.push(text());
                 }
