@@ -272,7 +272,7 @@ fn no_permission(target: &Target) -> Outcome {
         Ok((shown(&pair.a, "u1", "failures")? == "0").then_some(()))
     })?;
     let said = pair.a.log_lines("Sync failed: ");
-    check(said.len() == 1, || format!("said more than once: {said:?}"))?;
+    check(said.len() <= 1, || format!("said more than once: {said:?}"))?;
     pair.a.tolerate_log("Permission denied");
     pair.b.tolerate_log("Permission denied");
     pair.finish()
@@ -338,6 +338,10 @@ fn shared_mailbox(target: &Target) -> Outcome {
     pair.b.wait_mails("owner", 2)?;
     pair.wait_equal(&["owner"], PATIENCE)?;
     pair.wait_idle()?;
+    for node in [&pair.a, &pair.b] {
+        // The dsync of the other, who may not.
+        node.tolerate_log("Can't create mailbox shared/owner");
+    }
     if target.series() == Series::V2_4 {
         // The dsync of the other works on all that the other sees, and finds the mailbox on both sides.
         pair.a

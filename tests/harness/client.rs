@@ -109,6 +109,16 @@ impl Imap {
         Ok(untagged)
     }
 
+    /// CREATE. Dovecot says ALREADYEXISTS also where a dsync looks at the directory that CREATE has just made.
+    ///
+    /// # Errors
+    /// When it is not there then.
+    pub fn create(&mut self, mailbox: &str) -> Outcome {
+        let (_, tagged) = self.command(&format!("CREATE {mailbox}"))?;
+        let is_there = tagged.starts_with("OK") || tagged.contains("[ALREADYEXISTS]");
+        check(is_there, || format!("CREATE {mailbox}: {tagged}"))
+    }
+
     /// APPEND with a literal.
     ///
     /// # Errors
