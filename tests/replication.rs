@@ -459,7 +459,7 @@ fn design_configuration(target: &Target) -> Outcome {
     }
     for node in [&pair.a, &pair.b] {
         // A busy machine's; no error.
-        node.tolerate_log("Warning: replication(u");
+        node.tolerate_log("Sync failure: Timeout in 2000 msecs");
     }
     pair.wait_equal(&["u1", "u2"], Duration::from_secs(10))?;
     // A pair of stock's is lenient at its end.
