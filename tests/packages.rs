@@ -16,7 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 const PACKAGE: &str = "dovecot-replication";
@@ -561,21 +561,27 @@ fn installed_under_load(target: &Target) -> Outcome {
     let deb = root.deb("")?;
     let plugins = target.series().pick("notify replication acl", "notify acl");
     root.node().mail_plugins(plugins).test(|node| {
-        let stop = AtomicBool::new(false);
+        const ENOUGH: u32 = 4;
+        let (stop, delivered) = (AtomicBool::new(false), AtomicU32::new(0));
         std::thread::scope(|scope| {
             let deliveries = scope.spawn(|| {
-                let mut count = 0_u32;
                 while !stop.load(Ordering::Relaxed) {
                     node.lda(USER, &message("under load"))?;
-                    count += 1;
+                    delivered.fetch_add(1, Ordering::Relaxed);
                 }
-                Outcome::Ok(count)
+                Outcome::Ok(())
             });
-            let installed = root.done(&format!("dpkg -i {deb}"));
+            let mut installed = root.done(&format!("dpkg -i {deb}"));
+            // It may be over before a few deliveries are, on a busy machine.
+            while installed.is_ok()
+                && delivered.load(Ordering::Relaxed) < ENOUGH
+                && !deliveries.is_finished()
+            {
+                installed = root.done(&format!("dpkg -i {deb}"));
+            }
             stop.store(true, Ordering::Relaxed);
-            let delivered = deliveries.join().map_err(|_| "a panic")??;
-            installed?;
-            check(delivered > 3, || format!("{delivered} deliveries"))
+            deliveries.join().map_err(|_| "a panic")??;
+            installed.map(drop)
         })
     })
 }
