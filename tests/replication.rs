@@ -222,6 +222,11 @@ fn burst(target: &Target) -> Outcome {
     }
     write_fifo(&node, &lines)?;
     fake.wait_users(USERS)?;
+    if target.version == "2.4.1" {
+        // Its auth breaks a listing off where it is not read as fast as it is written (docs/limits.md).
+        node.tolerate_log("Aborted LIST request for *");
+        node.tolerate_log("Listing users failed: userdb listing failed");
+    }
     node.finish()
 }
 
