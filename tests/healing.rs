@@ -205,6 +205,35 @@ fn restored_from_backup(target: &Target) -> Outcome {
     finish(pair)
 }
 
+/// A node's index was made anew: it is behind the state that its own replicator begins from.
+fn index_made_anew(target: &Target) -> Outcome {
+    let pair = Pair::of(target).users(USERS.map(User::local)).start()?;
+    for number in 0..4 {
+        deliver(&pair.a, "u1", &format!("before{number}"))?;
+        pair.wait_equal(&["u1"], PATIENCE)?;
+        pair.wait_idle()?;
+    }
+    for file in fs::read_dir(pair.a.path("mail/u1/Maildir"))? {
+        let file = file?;
+        if file
+            .file_name()
+            .to_string_lossy()
+            .starts_with("dovecot.index")
+        {
+            fs::remove_file(file.path())?;
+        }
+    }
+    deliver(&pair.a, "u1", "last")?;
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    check(metric(&pair.a, "healed_states")? > 0, || {
+        "no state was forgotten".to_owned()
+    })?;
+    for node in [&pair.a, &pair.b] {
+        node.tolerate_log("retry with a full sync");
+    }
+    finish(pair)
+}
+
 fn copy(from: &std::path::Path, to: &std::path::Path) -> Outcome {
     let status = std::process::Command::new("cp")
         .arg("-a")
@@ -301,8 +330,9 @@ fn main() -> ExitCode {
             let name = format!("first_login_on_both_nodes_{}", format.name());
             trials.push(trial(target, &name, move || first_login(&of, &of, format)));
         }
-        let scenarios: [(&str, Scenario); 4] = [
+        let scenarios: [(&str, Scenario); 5] = [
             ("peer_restored_from_backup", restored_from_backup),
+            ("index_made_anew", index_made_anew),
             ("lock_of_another_dsync_is_no_failure", lock_is_held),
             ("same_host_name_is_said_once", |of| same_hostname(of, of)),
             ("different_host_names_are_not_said", different_hostnames),

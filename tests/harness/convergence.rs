@@ -93,7 +93,12 @@ impl Course {
         if self.clock_ahead {
             builder = builder.clock_ahead();
         }
-        let pair = builder.crashes_only().start()?;
+        let said = "  mail_log_events = save copy expunge mailbox_create mailbox_delete mailbox_rename\n  mail_log_fields = uid box subject\n";
+        let pair = builder
+            .crashes_only()
+            .mail_plugins("notify replication acl mail_log")
+            .config_of([a, b].map(|target| target.series().plugin_settings(said)))
+            .start()?;
         if self.clock_ahead {
             check_clock(&pair)?;
         }

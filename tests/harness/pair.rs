@@ -77,6 +77,15 @@ impl Builder {
         self
     }
 
+    /// Lines at the end of the nodes' dovecot.conf, of each node its own.
+    #[must_use]
+    pub fn config_of(mut self, lines: [String; 2]) -> Self {
+        for (extra, lines) in self.extra.iter_mut().zip(lines) {
+            extra.push_str(&lines);
+        }
+        self
+    }
+
     /// `replication_sync_timeout` of both nodes.
     #[must_use]
     pub fn sync_timeout(mut self, value: &'static str) -> Self {

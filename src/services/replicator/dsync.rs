@@ -44,6 +44,8 @@ pub(super) struct Dsync {
     last_error: String,
     /// For want of an error.
     last_warning: String,
+    /// One of the lines, whatever its level and whatever came after it, says that the state is of no use.
+    refuses_state: bool,
     outcome: Option<SyncOutcome>,
     aborting: Option<Aborting>,
 }
@@ -155,6 +157,7 @@ impl Replicator {
             io_bytes: 0,
             last_error: String::new(),
             last_warning: String::new(),
+            refuses_state: false,
             outcome: None,
             aborting: None,
         };
@@ -194,10 +197,17 @@ impl Replicator {
             match dsync.reader.next_event() {
                 Ok(None) => return None,
                 Ok(Some(Event::StateReceived)) => {}
-                Ok(Some(Event::Error(text))) => dsync.last_error = text,
-                Ok(Some(Event::Warning(text))) => dsync.last_warning = text,
+                Ok(Some(Event::Error(text))) => {
+                    dsync.refuses_state |= is_refused_state(&text);
+                    dsync.last_error = text;
+                }
+                Ok(Some(Event::Warning(text))) => {
+                    dsync.refuses_state |= is_refused_state(&text);
+                    dsync.last_warning = text;
+                }
                 Ok(Some(Event::Finished(reply))) => {
-                    dsync.outcome = Some(outcome_of(reply, &dsync.last_error));
+                    let outcome = outcome_of(reply, &dsync.last_error, dsync.refuses_state);
+                    dsync.outcome = Some(outcome);
                     return Some(Turn::Close);
                 }
                 Ok(Some(Event::Ready)) => {
@@ -389,7 +399,7 @@ impl Replicator {
     }
 }
 
-fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
+fn outcome_of(reply: Reply, last_error: &str, refuses_state: bool) -> SyncOutcome {
     let outcome = match reply.code {
         Code::Ok => return SyncOutcome::Ok { state: reply.state },
         Code::Changed => return SyncOutcome::Changed { state: reply.state },
@@ -409,7 +419,7 @@ fn outcome_of(reply: Reply, last_error: &str) -> SyncOutcome {
     if is_passing && is_refused_parameter(last_error) {
         return SyncOutcome::Usage;
     }
-    if is_passing && is_refused_state(last_error) {
+    if is_passing && refuses_state {
         return SyncOutcome::StateRefused;
     }
     if is_passing && is_unreachable(last_error) {
@@ -427,9 +437,9 @@ fn is_unspecified(word: &str) -> bool {
 }
 
 /// dsync could not read the state that it was given, or not go on from it (`dsync-brain.c`: "Saved sync state is invalid",
-/// `dsync-brain-mailbox.c`: "Failed to do incremental sync for mailbox NAME, retry with a full sync"; an error of 2.4).
-fn is_refused_state(error: &str) -> bool {
-    error.contains("sync state is invalid") || error.contains(", retry with a full sync")
+/// `dsync-brain-mailbox.c`: "Failed to do incremental sync for mailbox NAME, retry with a full sync", which 2.3 says as a warning).
+fn is_refused_state(line: &str) -> bool {
+    line.contains("sync state is invalid") || line.contains(", retry with a full sync")
 }
 
 /// The lock of the user, or of a mailbox, by which dsyncs keep each other out (`dsync-brain.c`, `dsync-mailbox.c`).
@@ -462,7 +472,7 @@ mod tests {
     fn the_last_logged_error_tells_a_failure_from_another() {
         let outcome = |code: Code, error: &str| {
             let state = b"S".to_vec();
-            outcome_of(Reply { code, state }, error)
+            outcome_of(Reply { code, state }, error, is_refused_state(error))
         };
         let refused = "Saved sync state is invalid, falling back to full sync: x";
         let away = "connect(10.0.0.1:12345) failed: No route to host";
@@ -486,7 +496,7 @@ mod tests {
     fn sync_that_a_change_ended_goes_on_from_the_state_that_it_told_or_from_none() {
         let outcome = |code: Code, state: &[u8]| {
             let state = state.to_vec();
-            outcome_of(Reply { code, state }, "")
+            outcome_of(Reply { code, state }, "", false)
         };
         assert_eq!(outcome(Code::Changed, b"S"), changed(b"S"));
         for code in [
@@ -502,7 +512,7 @@ mod tests {
     fn lock_of_another_dsync_is_known_in_its_words() {
         let outcome = |error: &str| {
             let (code, state) = (Code::TempFail, Vec::new());
-            outcome_of(Reply { code, state }, error)
+            outcome_of(Reply { code, state }, error, false)
         };
         for error in [
             "Couldn't lock /home/u/.dovecot-sync.lock: Timed out after 30 seconds",
