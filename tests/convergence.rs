@@ -149,12 +149,13 @@ fn becomes_equal(course: Course) -> Outcome {
     };
     let operations: u64 = journey.operations().values().map(|[done, ..]| done).sum();
     println!(
-        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by Maildir {}, by renames {}",
+        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by Maildir {}, by renames {}; dsyncs died {}",
         journey.mails(),
         round.equal_after.unwrap_or_default(),
         round.back,
         round.doubled_by_maildir,
-        round.doubled_by_renames
+        round.doubled_by_renames,
+        round.dsyncs_died
     );
     // A load that does nothing proves nothing.
     let is_idle = operations < 100;

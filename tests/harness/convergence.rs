@@ -5,6 +5,7 @@ use super::configuration::Series;
 use super::faults::{self, Counts, Fault};
 use super::load::names::{self, Group};
 use super::load::{Load, Operations};
+use super::node::died_of_dsync;
 use super::{Format, Node, Outcome, PATIENCE, Pair, Target, User, wait_for};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,8 @@ pub struct Round {
     pub back: usize,
     /// Mail that Dovecot's Maildir doubled and said so, or a dsync that a fault ended: told, not wrong (docs/limits.md).
     pub doubled_by_maildir: usize,
+    /// dsyncs that died of an assertion of their own: told, not wrong (docs/limits.md).
+    pub dsyncs_died: usize,
     /// Mail in two mailboxes that clients of both nodes renamed at once: told, not wrong (docs/limits.md).
     pub doubled_by_renames: usize,
 }
@@ -154,6 +157,8 @@ impl Journey {
             Ok(time) => round.equal_after = Some(time),
             Err(unequal) => round.wrong.push(format!("still unequal:\n{unequal}")),
         }
+        let died = |node: &Node| died_of_dsync(&node.log()).len();
+        round.dsyncs_died = died(&pair.a) + died(&pair.b);
         // Each shows by itself what it holds, equal or not.
         for (side, node) in [("a", &pair.a), ("b", &pair.b)] {
             let mut doubled = Vec::new();

@@ -89,6 +89,23 @@ fn no_full_sync_follows_one_that_was_cut_off() {
 }
 
 #[test]
+fn order_makes_a_full_sync_of_a_user_whose_fast_ones_are_stuck() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    for (ends, full) in [(2, false), (12, true)] {
+        end_each(&mut world, &SyncOutcome::Eof, ends);
+        let sync = world.sync_of("u0").expect("runs");
+        world.finish(sync, SyncOutcome::Eof);
+        world.command(|engine, now, command| {
+            engine.handle_replicate(now, command, Priority::Low, true, b"u0");
+        });
+        world.settle_but_syncs();
+        let sync = world.sync_of("u0").expect("runs");
+        assert_eq!(world.syncs[&sync].full, full);
+    }
+}
+
+#[test]
 fn failure_that_lasts_is_stuck_when_it_has_the_slowest_pace() {
     let mut world = world(1);
     world.change("u0", Priority::High);
