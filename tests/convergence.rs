@@ -145,7 +145,7 @@ fn becomes_equal(course: Course) -> Outcome {
     let told = if round.wrong.is_empty() {
         String::new()
     } else {
-        journey.told()
+        journey.told(&round)
     };
     let operations: u64 = journey.operations().values().map(|[done, ..]| done).sum();
     println!(

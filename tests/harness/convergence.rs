@@ -7,6 +7,7 @@ use super::load::names::{self, Group};
 use super::load::{Load, Operations};
 use super::node::died_of_dsync;
 use super::{Format, Node, Outcome, PATIENCE, Pair, Target, User, wait_for};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// What is to be gone through.
@@ -198,9 +199,17 @@ impl Journey {
         self.load.mails()
     }
 
-    /// What the nodes know of the users that differ.
+    /// What the nodes know of the users that differ, and what was done to the mails that are named in what is wrong.
     #[must_use]
-    pub fn told(&self) -> String {
+    pub fn told(&self, round: &Round) -> String {
+        let words = round
+            .wrong
+            .iter()
+            .flat_map(|wrong| wrong.split_whitespace());
+        let subjects: BTreeSet<String> = words
+            .filter(|word| word.starts_with("load-"))
+            .map(|word| format!("subject={word}"))
+            .collect();
         let mut told = String::new();
         for (side, node) in [("a", &self.pair.a), ("b", &self.pair.b)] {
             for user in self.load.users() {
@@ -210,6 +219,15 @@ impl Journey {
                 told.push_str(&format!("{side}: {shown}"));
             }
             for line in node.log_lines("replicator: ").iter().rev().take(15).rev() {
+                told.push_str(&format!("{side}: {line}\n"));
+            }
+            let is_of_mails = |line: &str| {
+                subjects
+                    .iter()
+                    .any(|subject| line.ends_with(subject.as_str()))
+                    || line.contains("Rebuilding index")
+            };
+            for line in node.log().lines().filter(|line| is_of_mails(line)) {
                 told.push_str(&format!("{side}: {line}\n"));
             }
         }

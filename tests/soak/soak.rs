@@ -165,9 +165,14 @@ fn go_on(journey: &mut Journey, duration: Duration) -> Outcome<Vec<Round>> {
         for wrong in &round.wrong {
             println!("  {wrong}");
         }
+        let told = if is_wrong {
+            journey.told(&round)
+        } else {
+            String::new()
+        };
         rounds.push(round);
         if is_wrong {
-            println!("{}", journey.told());
+            println!("{told}");
             break;
         }
     }

@@ -85,7 +85,7 @@ pub struct Verdict {
     pub lost: Vec<String>,
     /// Mail that is there more often than it was made.
     pub doubled: Vec<String>,
-    /// The same among mailboxes that clients of both nodes renamed at once.
+    /// The same among mailboxes that clients of both nodes renamed at once, under names that dsync gave them too.
     pub doubled_by_renames: Vec<String>,
     /// Mail that was taken away and is there.
     pub back: Vec<String>,
@@ -188,7 +188,12 @@ impl Model {
                 .map(|(place, count)| count.most().saturating_sub(found_in(id, place)))
                 .sum();
             if strayed > most {
-                verdict.doubled.push(format!("{id}: {strayed} strayed"));
+                let text = format!("{id}: {strayed} strayed");
+                let is_of_group = |place: &Place| matches!(place, Place::Group(_));
+                match places.keys().any(is_of_group) {
+                    true => verdict.doubled_by_renames.push(text),
+                    false => verdict.doubled.push(text),
+                }
             }
         }
         for ((id, place), found) in census {
