@@ -78,6 +78,12 @@ fn main() -> ExitCode {
                 newer_mail,
             );
             push(&mut trials, target, "dsync/percent_in_a_name", percent);
+            push(
+                &mut trials,
+                target,
+                "dovecot/deleted_mailbox_with_children_in_the_list",
+                deleted_with_children,
+            );
         }
         if target.is_ours() && target.root.is_none() {
             push(
@@ -371,6 +377,22 @@ fn left_after_cut(target: &Target, bytes: usize, full: bool) -> Outcome<usize> {
     }
     nodes.finish()?;
     Ok(found.split_whitespace().skip(2).count())
+}
+
+/// Dovecot lists a deleted mailbox that has children as if it could be selected, for a while at least.
+fn deleted_with_children(target: &Target) -> Outcome {
+    let node = Node::of(target).users([User::local("u1")]).start()?;
+    let mut imap = node.imap("u1")?;
+    for command in ["CREATE up", "CREATE up/down", "DELETE up"] {
+        imap.ok(command)?;
+    }
+    let listed = imap.ok("LIST \"\" up")?.concat();
+    let (_, examined) = imap.command("EXAMINE up")?;
+    imap.logout()?;
+    let is_selectable = !listed.contains("\\Noselect") && !listed.contains("\\NonExistent");
+    check(is_selectable, || listed)?;
+    check(examined.starts_with("NO [NONEXISTENT]"), || examined)?;
+    node.finish()
 }
 
 /// 2.3.19.1: every sync of a user who has a mailbox with a `%` in its name ends as if something had changed

@@ -41,7 +41,7 @@ pub fn picture(node: &Node, user: &str) -> Outcome<Picture> {
         };
         seen.insert(format!("mailbox {name}"), "exists".to_owned());
         if !flags.contains("\\Noselect") && !flags.contains("\\NonExistent") {
-            mailboxes.push(name.to_owned());
+            mailboxes.push((name.to_owned(), flags.contains("\\HasChildren")));
         }
     }
     for line in imap.ok("LSUB \"\" *")? {
@@ -49,8 +49,12 @@ pub fn picture(node: &Node, user: &str) -> Outcome<Picture> {
             seen.insert(format!("subscription {name}"), "subscribed".to_owned());
         }
     }
-    for name in mailboxes {
+    for (name, has_children) in mailboxes {
         let (lines, tagged) = imap.command(&format!("EXAMINE {name}"))?;
+        if has_children && tagged.starts_with("NO [NONEXISTENT]") {
+            // A deleted one, which Dovecot does not always list as \Noselect (docs/limits.md).
+            continue;
+        }
         if !tagged.starts_with("OK") {
             seen.insert(format!("{name} EXAMINE"), "refused".to_owned());
             continue;
