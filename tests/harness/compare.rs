@@ -51,7 +51,7 @@ pub fn picture(node: &Node, user: &str) -> Outcome<Picture> {
     }
     for (name, has_children) in mailboxes {
         let (lines, tagged) = imap.command(&format!("EXAMINE {name}"))?;
-        if has_children && tagged.starts_with("NO [NONEXISTENT]") {
+        if has_children && is_nonexistent(&tagged) {
             // A deleted one, which Dovecot does not always list as \Noselect (docs/limits.md).
             continue;
         }
@@ -73,6 +73,11 @@ pub fn picture(node: &Node, user: &str) -> Outcome<Picture> {
     }
     imap.logout()?;
     Ok(seen)
+}
+
+/// Whether this is the answer to an EXAMINE of a mailbox that does not exist; 2.3 gives no code.
+pub fn is_nonexistent(tagged: &str) -> bool {
+    tagged.starts_with("NO ") && tagged.contains("Mailbox doesn't exist")
 }
 
 fn list_line<'a>(line: &'a str, prefix: &str) -> Option<(&'a str, &'a str)> {
