@@ -51,8 +51,11 @@ pub fn picture(node: &Node, user: &str) -> Outcome<Picture> {
     }
     for (name, has_children) in mailboxes {
         let (lines, tagged) = imap.command(&format!("EXAMINE {name}"))?;
-        if has_children && is_nonexistent(&tagged) {
-            // A deleted one, which Dovecot does not always list as \Noselect (docs/limits.md).
+        if is_nonexistent(&tagged) {
+            // Dovecot's list names what is not there (docs/limits.md): a deleted one with children, under faults others.
+            if !has_children {
+                seen.remove(&format!("mailbox {name}"));
+            }
             continue;
         }
         if !tagged.starts_with("OK") {
