@@ -18,9 +18,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 const USERS: [&str; 3] = ["u1", "u2", "u3"];
+/// Logs in and opens nothing.
+const LISTER: &str = "u4";
 /// The time to equality that a first login is promised.
 const FIRST_LOGIN: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A sync that a notification asks for has begun by then.
+const QUIET: Duration = Duration::from_secs(2);
 /// Mailboxes that both nodes make, besides INBOX.
 const MAILBOXES: [&str; 3] = ["Sent", "a b/c", "Drafts"];
 
@@ -108,17 +112,76 @@ fn finish(pair: Pair) -> Outcome {
     pair.finish()
 }
 
-/// Both nodes are written before either has synced anything: their replicators stand still meanwhile.
-fn first_login(a: &Target, b: &Target, format: Format) -> Outcome {
+/// The first login on a node and nothing else: INBOX is opened, or not even that.
+fn look_in(node: &Node, _: &str) -> Outcome {
+    // A UIDVALIDITY is a time in seconds: the other node's is another one.
+    std::thread::sleep(Duration::from_millis(1100));
+    for (user, commands) in USERS.into_iter().chain([LISTER]).zip([
+        &["SELECT INBOX"] as &[&str],
+        &["EXAMINE INBOX", "LIST \"\" *"],
+        &["STATUS INBOX (UIDVALIDITY)"],
+        &["LIST \"\" *"],
+    ]) {
+        let mut imap = node.imap(user)?;
+        for command in commands {
+            imap.ok(command)?;
+        }
+        imap.logout()?;
+    }
+    Ok(())
+}
+
+/// Mail comes at the first login on each node.
+fn first_mail(a: &Target, b: &Target, format: Format) -> Outcome {
+    let pair = first_login(a, b, format, arrive)?;
+    check_mails(&pair.a)?;
+    check_mails(&pair.b)?;
+    finish(pair)
+}
+
+/// No mail comes: two empty INBOXes are equal, too, and nobody syncs for ever.
+fn first_look(a: &Target, b: &Target, format: Format) -> Outcome {
+    let pair = first_login(a, b, format, look_in)?;
+    // INBOX of a user who only listed it comes to be with the first look at it, on the one node or on the other.
+    pair.a.imap(LISTER)?.ok("SELECT INBOX")?;
+    pair.wait_idle()?;
+    pair.wait_equal(&[LISTER], PATIENCE)?;
+    pair.wait_idle()?;
+    let count = || -> Outcome<u64> {
+        let nodes = [&pair.a, &pair.b]
+            .into_iter()
+            .filter(|node| node.target.is_ours());
+        nodes.map(|node| metric(node, "syncs_started")).sum()
+    };
+    let before = count()?;
+    for node in [&pair.a, &pair.b] {
+        look_in(node, "")?;
+    }
+    // What would be notified now is taken up within a moment.
+    std::thread::sleep(QUIET);
+    let after = count()?;
+    check(before == after, || {
+        format!("{} syncs of nothing", after - before)
+    })?;
+    finish(pair)
+}
+
+/// Both nodes see their users before either has synced anything: their replicators stand still meanwhile.
+fn first_login(
+    a: &Target,
+    b: &Target,
+    format: Format,
+    log_in: impl Fn(&Node, &str) -> Outcome,
+) -> Outcome<Pair> {
     let pair = Pair::mixed(a, b)
         .format(format)
-        .users(USERS.map(User::local))
+        .users(USERS.into_iter().chain([LISTER]).map(User::local))
         .start()?;
     let nodes = [&pair.a, &pair.b];
     for node in nodes {
         wait_for("a replicator that knows its users", PATIENCE, || {
             let status = node.doveadm(&["replicator", "status"]).unwrap_or_default();
-            Ok(status.trim_end().ends_with(" 3").then_some(()))
+            Ok(status.trim_end().ends_with(" 4").then_some(()))
         })?;
     }
     pair.wait_idle()?;
@@ -129,21 +192,19 @@ fn first_login(a: &Target, b: &Target, format: Format) -> Outcome {
         })
     };
     signal(Signal::STOP)?;
-    arrive(&pair.a, "a")?;
-    arrive(&pair.b, "b")?;
+    log_in(&pair.a, "a")?;
+    log_in(&pair.b, "b")?;
     signal(Signal::CONT)?;
     let begin = Instant::now();
     pair.wait_equal(&USERS, PATIENCE)?;
     let taken = begin.elapsed();
     check(taken < FIRST_LOGIN, || format!("equal after {taken:?}"))?;
-    check_mails(&pair.a)?;
-    check_mails(&pair.b)?;
     for node in nodes {
         // Dovecot's own on 2.4, where dsync renumbers a mail that it has just indexed; the index is mended at once.
         node.tolerate_log("Extension record update for invalid uid");
         node.tolerate_log("fscking index file");
     }
-    finish(pair)
+    Ok(pair)
 }
 
 fn deliver(node: &Node, user: &str, subject: &str) -> Outcome {
@@ -328,7 +389,10 @@ fn main() -> ExitCode {
         for format in [Format::Maildir, Format::Sdbox, Format::Mdbox] {
             let of = target.clone();
             let name = format!("first_login_on_both_nodes_{}", format.name());
-            trials.push(trial(target, &name, move || first_login(&of, &of, format)));
+            trials.push(trial(target, &name, move || first_mail(&of, &of, format)));
+            let of = target.clone();
+            let name = format!("first_login_without_mail_{}", format.name());
+            trials.push(trial(target, &name, move || first_look(&of, &of, format)));
         }
         let scenarios: [(&str, Scenario); 5] = [
             ("peer_restored_from_backup", restored_from_backup),
@@ -354,7 +418,12 @@ fn main() -> ExitCode {
         let (of, with) = (a.clone(), b.clone());
         let name = format!("first_login_with_{}", b.name());
         trials.push(trial(&named, &name, move || {
-            first_login(&of, &with, Format::Maildir)
+            first_mail(&of, &with, Format::Maildir)
+        }));
+        let (of, with) = (a.clone(), b.clone());
+        let name = format!("first_login_without_mail_with_{}", b.name());
+        trials.push(trial(&named, &name, move || {
+            first_look(&of, &with, Format::Maildir)
         }));
         if a.is_ours() {
             continue;
