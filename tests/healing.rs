@@ -8,6 +8,7 @@ mod harness;
 use harness::client::message;
 use harness::configuration::Format;
 use harness::node::MAIL_USER;
+use harness::pair::Links;
 use harness::run::{main as run, trial};
 use harness::{Implementation, Node, Outcome, Pair, Target, User, check, wait_for};
 use rustix::process::Signal;
@@ -336,7 +337,56 @@ fn lock_is_held(target: &Target) -> Outcome {
     finish(pair)
 }
 
-/// Said once, in the log and in `peers`, by each node that the other synced to.
+/// Both nodes' syncs wait for one lock in vain: the node of the lower host name goes on first, the other one when that one is done.
+fn both_are_locked_out(target: &Target) -> Outcome {
+    let pair = Pair::of(target)
+        .users(USERS.map(User::local))
+        .config(&format!(
+            "replication_dsync_parameters = {}",
+            target.series().pick("-d -N -l 2 -U", "-N -l 2")
+        ))
+        .start()?;
+    deliver(&pair.a, "u1", "before")?;
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    pair.wait_idle()?;
+    // Every dsync of the user locks on the node of the lower name.
+    let lock = fs::File::create(pair.a.path("mail/u1/.dovecot-sync.lock"))?;
+    std::os::unix::fs::fchown(&lock, Some(MAIL_USER.1), Some(MAIL_USER.1))?;
+    rustix::fs::fcntl_lock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    deliver(&pair.a, "u1", "from-a")?;
+    deliver(&pair.b, "u1", "from-b")?;
+    let nodes = [&pair.a, &pair.b];
+    let both =
+        |name| -> Outcome<Vec<u64>> { nodes.into_iter().map(|node| metric(node, name)).collect() };
+    wait_for("locks in the way of both", PATIENCE, || {
+        let locked = both("syncs_locked")?;
+        Ok(locked.iter().all(|count| *count > 0).then_some(()))
+    })?;
+    let before = both("syncs_ok")?;
+    drop(lock);
+    wait_for("a sync", PATIENCE, || {
+        let now = both("syncs_ok")?;
+        check(now[1] == before[1] || now[0] > before[0], || {
+            "the node of the greater host name went on first".to_owned()
+        })?;
+        Ok((now[0] > before[0]).then_some(()))
+    })?;
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    pair.wait_idle()?;
+    check(both("syncs_failed")? == [0, 0], || {
+        "it counted as a failure".to_owned()
+    })?;
+    for node in nodes {
+        let said = node.log_lines("Stepping back, another dsync of the user holds a lock");
+        check(said.len() == 1, || format!("{said:?}"))?;
+    }
+    for node in nodes {
+        node.tolerate_log("Couldn't lock ");
+    }
+    finish(pair)
+}
+
+/// Said once, in the log and in `peers`, by each node that has had anything to do with the other.
 fn same_hostname(a: &Target, b: &Target) -> Outcome {
     let pair = Pair::mixed(a, b)
         .users(USERS.map(User::local))
@@ -351,14 +401,48 @@ fn same_hostname(a: &Target, b: &Target) -> Outcome {
         .into_iter()
         .filter(|n| n.target.is_ours())
     {
-        node.wait_log("has this node's own host name, same-node")?;
-        node.expect_log("has this node's own host name, same-node");
-        let said = node.log_lines("has this node's own host name");
-        check(said.len() == 1, || format!("{said:?}"))?;
-        let peers = node.doveadm(&["-f", "tab", "replicator", "peers"])?;
-        check(peers.contains("\tsame-node"), || peers)?;
+        check_same_hostname_is_said(node)?;
     }
     finish(pair)
+}
+
+/// How the second node is reached.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Tcp,
+    Tcps,
+    Remote,
+}
+
+/// A node to which nobody syncs learns it from its own syncs.
+fn same_hostname_seen_by_own_sync(target: &Target, way: Way) -> Outcome {
+    let links = Links::new(target)?;
+    let builder = Pair::of(target)
+        .users(USERS.map(User::local))
+        .hostnames(["same-node"; 2])
+        .one_way();
+    let pair = match way {
+        Way::Tcp => builder,
+        Way::Tcps => builder.replica_by_tls(true),
+        Way::Remote => builder.replica_by_command(&links.command(target, "same-node")),
+    }
+    .start()?;
+    links.lead_to(&pair)?;
+    for subject in ["one", "two"] {
+        deliver(&pair.a, "u1", subject)?;
+        pair.wait_equal(&["u1"], PATIENCE)?;
+    }
+    check_same_hostname_is_said(&pair.a)?;
+    finish(pair)
+}
+
+fn check_same_hostname_is_said(node: &Node) -> Outcome {
+    node.wait_log("has this node's own host name, same-node")?;
+    node.expect_log("has this node's own host name, same-node");
+    let said = node.log_lines("has this node's own host name");
+    check(said.len() == 1, || format!("{said:?}"))?;
+    let peers = node.doveadm(&["-f", "tab", "replicator", "peers"])?;
+    check(peers.contains("\tsame-node"), || peers)
 }
 
 /// Names of their own: nothing is said.
@@ -394,11 +478,24 @@ fn main() -> ExitCode {
             let name = format!("first_login_without_mail_{}", format.name());
             trials.push(trial(target, &name, move || first_look(&of, &of, format)));
         }
-        let scenarios: [(&str, Scenario); 5] = [
+        let scenarios: [(&str, Scenario); 9] = [
+            (
+                "two_nodes_that_are_locked_out_take_turns",
+                both_are_locked_out,
+            ),
             ("peer_restored_from_backup", restored_from_backup),
             ("index_made_anew", index_made_anew),
             ("lock_of_another_dsync_is_no_failure", lock_is_held),
             ("same_host_name_is_said_once", |of| same_hostname(of, of)),
+            ("same_host_name_is_seen_by_own_sync", |of| {
+                same_hostname_seen_by_own_sync(of, Way::Tcp)
+            }),
+            ("same_host_name_is_seen_by_own_sync_over_tcps", |of| {
+                same_hostname_seen_by_own_sync(of, Way::Tcps)
+            }),
+            ("same_host_name_is_seen_by_own_sync_by_a_command", |of| {
+                same_hostname_seen_by_own_sync(of, Way::Remote)
+            }),
             ("different_host_names_are_not_said", different_hostnames),
         ];
         for (name, scenario) in scenarios {

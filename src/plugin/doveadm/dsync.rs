@@ -18,6 +18,7 @@ use std::ffi::{CStr, OsStr, c_int};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::ptr;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use super::{mailboxes, observer, watchdog};
 use crate::cli::client;
+use crate::engine::healing::Side;
 use crate::host::bindings as ffi;
 use crate::host::doveadm::base_dir;
 use crate::host::guard::guard;
@@ -247,11 +249,16 @@ fn before_privileges_are_dropped(
     false
 }
 
-fn client_fd(context: *mut Context) -> c_int {
+/// Of a context that is served.
+fn client_input(context: *mut Context) -> *mut ffi::istream {
     // SAFETY: `is_served` has found the pointer set.
     let cctx = unsafe { (*context).cctx };
     // SAFETY: as above.
-    let input = unsafe { (*cctx).input };
+    unsafe { (*cctx).input }
+}
+
+fn client_fd(context: *mut Context) -> c_int {
+    let input = client_input(context);
     if input.is_null() {
         return -1;
     }
@@ -295,7 +302,8 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
     version::after_run(context);
     observer::unwatch();
     watchdog::disarm();
-    guard("run", (), || tell_observed(user));
+    guard("run", (), || tell_observed(user, result < 0));
+    guard("run", (), || say_lock_failure(result < 0));
     if result >= 0 {
         guard("run", (), || notify_ourselves(context, user));
     }
@@ -330,23 +338,36 @@ fn notify_ourselves(context: *mut Context, user: *mut ffi::mail_user) {
     let _ = replicator.write_all(&client::notify_request(username.to_bytes()));
 }
 
-/// The peer's handshake comes on the client's connection.
+/// Where the peer's handshake comes.
 fn watch_handshake(context: *mut Context) {
-    let is_server = with(context, |w| w.kind == Kind::Server);
-    if is_server != Some(true) || !is_served(context) {
+    let Some((kind, notify)) = with(context, |w| (w.kind, w.notify)) else {
         return;
+    };
+    let is_replicators = notify || version::WATCHES_EVERY_SYNC;
+    let served = is_served(context);
+    match kind {
+        // SAFETY: the client's stream lives as long as the command.
+        Kind::Server if served => unsafe { observer::watch(client_input(context), Side::Peers) },
+        Kind::Server if is_replicators => observer::watch_next(ptr::null_mut(), Side::Peers),
+        Kind::Sync if is_replicators && served => {
+            observer::watch_next(client_input(context), Side::Ours);
+        }
+        _ => {}
     }
-    // SAFETY: `is_served` has found the pointer set.
-    let cctx = unsafe { (*context).cctx };
-    // SAFETY: as above.
-    let input = unsafe { (*cctx).input };
-    // SAFETY: the client's stream lives as long as the command, and `run` ends the watch.
-    unsafe { observer::watch(input) };
+}
+
+/// The replicator reads it as the reason.
+fn say_lock_failure(failed: bool) {
+    let failure = observer::take_lock_failure();
+    if let Some(line) = failure.filter(|_| failed) {
+        log::error!("{line}");
+    }
 }
 
 /// Tells the replicator what this process saw, if it saw anything.
-fn tell_observed(user: *mut ffi::mail_user) {
-    let observed = observer::take();
+fn tell_observed(user: *mut ffi::mail_user, failed: bool) {
+    let mut observed = observer::take();
+    observed.keep_hostnames_that_matter(failed);
     if observed.is_empty() {
         return;
     }
