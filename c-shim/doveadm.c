@@ -151,7 +151,8 @@ struct istream *replication_doveadm_newest_stream(void)
 	struct io_file *io;
 
 	for (io = current_ioloop->io_files; io != NULL; io = io->next) {
-		if (io->istream != NULL)
+		if (io->istream != NULL &&
+		    io->istream->real_stream->max_buffer_size == SIZE_MAX)
 			return io->istream;
 	}
 	return NULL;

@@ -57,7 +57,8 @@ typedef void replication_activate_t(void);
    time. NULL if it is in none. */
 struct ioloop_context *replication_doveadm_on_activate(replication_activate_t *activate);
 void replication_doveadm_inactive(struct ioloop_context *ctx);
-/* The stream whose reading was asked for last in the current ioloop, NULL if there is none. */
+/* Of the streams of which the current ioloop is asked to read the newest that may buffer any size, as dsync has it of its own; NULL if
+   there is none. */
 struct istream *replication_doveadm_newest_stream(void);
 /* What was read and not yet taken. */
 const unsigned char *replication_doveadm_buffered(struct istream_private *stream, size_t *size_r);
