@@ -178,8 +178,6 @@ struct Case {
     operate: fn(&Cx<'_>) -> Outcome,
     stock: &'static [Expected],
     ours: &'static [Expected],
-    /// What ours says on 2.4, where Dovecot itself does more than on 2.3.
-    ours_on_2_4: Option<&'static [Expected]>,
     /// Why ours differs from stock once the aggregator has merged the lines.
     why: &'static str,
 }
@@ -232,7 +230,6 @@ const fn same(
         operate,
         stock: lines,
         ours: lines,
-        ours_on_2_4: None,
         why: "",
     }
 }
@@ -597,8 +594,6 @@ const CASES: &[Case] = &[
         kind: Kind::Shared,
         // The mailbox and its mail.
         ours: &[(Actor, Low, 1), (Actor, High, 1)],
-        // The rights that its maker gets are an attribute there.
-        ours_on_2_4: Some(&[(Actor, Low, 2), (Actor, High, 1)]),
         ..same("public_append", mails, public_append, ONE_HIGH)
     },
     same(LOCAL_USER, mails, append, NONE),
@@ -843,9 +838,7 @@ fn perform(case: &Case, target: &Target, node: &Node) -> Outcome {
 
     (case.operate)(&cx)?;
     let expected = if target.is_ours() {
-        target
-            .series()
-            .pick(case.ours, case.ours_on_2_4.unwrap_or(case.ours))
+        case.ours
     } else {
         case.stock
     };
