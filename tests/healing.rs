@@ -152,7 +152,10 @@ fn first_look(a: &Target, b: &Target, format: Format) -> Outcome {
         let nodes = [&pair.a, &pair.b]
             .into_iter()
             .filter(|node| node.target.is_ours());
-        nodes.map(|node| metric(node, "syncs_started")).sum()
+        // The full sync that follows a stale state may still be to come.
+        let caused =
+            |node| Ok(metric(node, "syncs_started")? - metric(node, "settling_syncs_started")?);
+        nodes.map(caused).sum()
     };
     let before = count()?;
     for node in [&pair.a, &pair.b] {
@@ -392,11 +395,17 @@ fn same_hostname(a: &Target, b: &Target) -> Outcome {
         .users(USERS.map(User::local))
         .hostnames(["same-node"; 2])
         .start()?;
-    for (node, subject) in [(&pair.a, "one"), (&pair.b, "two"), (&pair.a, "three")] {
+    for (node, subject, mails) in [
+        (&pair.a, "one", 1),
+        (&pair.b, "two", 2),
+        (&pair.a, "three", 3),
+    ] {
+        // Nothing keeps two dsyncs of such nodes out: here is one at a time.
         deliver(node, "u1", subject)?;
-        pair.wait_equal(&["u1"], PATIENCE)?;
+        pair.a.wait_mails("u1", mails)?;
+        pair.b.wait_mails("u1", mails)?;
+        pair.wait_idle()?;
     }
-    pair.wait_idle()?;
     for node in [&pair.a, &pair.b]
         .into_iter()
         .filter(|n| n.target.is_ours())
@@ -428,9 +437,9 @@ fn same_hostname_seen_by_own_sync(target: &Target, way: Way) -> Outcome {
     }
     .start()?;
     links.lead_to(&pair)?;
-    for subject in ["one", "two"] {
+    for (subject, mails) in [("one", 1), ("two", 2)] {
         deliver(&pair.a, "u1", subject)?;
-        pair.wait_equal(&["u1"], PATIENCE)?;
+        pair.b.wait_mails("u1", mails)?;
     }
     check_same_hostname_is_said(&pair.a)?;
     finish(pair)

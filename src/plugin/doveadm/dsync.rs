@@ -15,7 +15,7 @@
 //! All else is stock's, untouched.
 
 use std::ffi::{CStr, OsStr, c_int};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::ptr;
@@ -47,6 +47,8 @@ const EX_TEMPFAIL: c_int = 75;
 /// Commands whose context was freed without a deinit would stay: the oldest goes beyond this many.
 const WRAPPED_MAX: usize = 64;
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Of the replicator's greeting and its answer.
+const ANSWER_BYTES_MAX: u64 = 4096;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -275,6 +277,7 @@ fn connect_to_replicator() -> Option<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
     // It is also how long a full listen queue is waited for.
     set_socket_timeout(&socket, Timeout::Send, Some(NOTIFY_TIMEOUT)).ok()?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(NOTIFY_TIMEOUT)).ok()?;
     connect(&socket, &address).ok()?;
     Some(UnixStream::from(socket))
 }
@@ -378,7 +381,17 @@ fn tell_observed(user: *mut ffi::mail_user, failed: bool) {
         let username = unsafe { CStr::from_ptr(username) };
         // The replicator may be gone by now: it will be told at the next sync, or there is nothing left to be told.
         let _ = replicator.write_all(&client::observed_request(username.to_bytes(), &observed));
+        await_answer(&replicator);
     }
+}
+
+/// The replicator is to know it before it hears, on another connection, how the sync ended: then it knows of which peer it is, and what a
+/// lock is to mean. It is rare that anything is told, and the wait is short.
+fn await_answer(replicator: &UnixStream) {
+    let greeting_and_answer = BufReader::new(replicator.take(ANSWER_BYTES_MAX))
+        .lines()
+        .take(2);
+    let _ = greeting_and_answer.take_while(Result::is_ok).count();
 }
 
 /// A connection to the replicator to tell it of a sync that the peer ran, if nobody else does: also of one without `-U`, which a
