@@ -128,7 +128,7 @@ fn bind(header: &Path, host: &str, dovecot: &Dovecot) {
 }
 
 /// What each host's Rust names beyond its shim's own header.
-const ALLOWED: [(&str, &str); 34] = [
+const ALLOWED: [(&str, &str); 36] = [
     ("plugin", "notify_vfuncs"),
     ("plugin", "mail_storage_hooks"),
     ("plugin", "mail_user"),
@@ -158,6 +158,8 @@ const ALLOWED: [(&str, &str); 34] = [
     ("doveadm", "doveadm_client_type_.*"),
     ("doveadm", "mail_storage_service_flags_.*"),
     ("doveadm", "i_stream_get_fd"),
+    ("doveadm", "i_stream_ref"),
+    ("doveadm", "i_stream_unref"),
     ("doveadm", "mail_storage_find_class"),
     ("doveadm", "mail_storage"),
     ("doveadm", "mailbox"),

@@ -1,5 +1,6 @@
 #include "doveadm.h"
 #include "net.h"
+#include "ioloop-private.h"
 #include "iostream-ssl.h"
 
 #include <poll.h>
@@ -113,6 +114,48 @@ replication_doveadm_replace_read(struct istream_private *stream, replication_str
 
 	stream->read = read;
 	return orig;
+}
+
+static replication_activate_t *shim_activate;
+
+static void shim_context_activate(void *context ATTR_UNUSED)
+{
+	shim_activate();
+}
+
+static void shim_context_deactivate(void *context ATTR_UNUSED)
+{
+}
+
+struct ioloop_context *replication_doveadm_on_activate(replication_activate_t *activate)
+{
+	struct ioloop_context *ctx =
+		current_ioloop == NULL ? NULL : io_loop_get_current_context(current_ioloop);
+
+	if (ctx != NULL) {
+		shim_activate = activate;
+		io_loop_context_add_callbacks(ctx, shim_context_activate,
+					      shim_context_deactivate, (void *)NULL);
+	}
+	return ctx;
+}
+
+void replication_doveadm_inactive(struct ioloop_context *ctx)
+{
+	io_loop_context_remove_callbacks(ctx, shim_context_activate,
+					 shim_context_deactivate, (void *)NULL);
+}
+
+struct istream *replication_doveadm_newest_stream(void)
+{
+	struct io_file *io;
+
+	for (io = current_ioloop->io_files; io != NULL; io = io->next) {
+		if (io->istream != NULL &&
+		    io->istream->real_stream->max_buffer_size == SIZE_MAX)
+			return io->istream;
+	}
+	return NULL;
 }
 
 const unsigned char *replication_doveadm_buffered(struct istream_private *stream, size_t *size_r)

@@ -51,6 +51,15 @@ struct istream_private *replication_doveadm_private(struct istream *stream);
 /* Makes the stream read by another function; gives the one it had. */
 replication_stream_read_t *
 replication_doveadm_replace_read(struct istream_private *stream, replication_stream_read_t *read);
+struct ioloop_context;
+typedef void replication_activate_t(void);
+/* Calls back in front of each I/O callback of the context that the process is in, a user's, until replication_doveadm_inactive(). One at a
+   time. NULL if it is in none. */
+struct ioloop_context *replication_doveadm_on_activate(replication_activate_t *activate);
+void replication_doveadm_inactive(struct ioloop_context *ctx);
+/* Of the streams of which the current ioloop is asked to read the newest that may buffer any size, as dsync has it of its own; NULL if
+   there is none. */
+struct istream *replication_doveadm_newest_stream(void);
 /* What was read and not yet taken. */
 const unsigned char *replication_doveadm_buffered(struct istream_private *stream, size_t *size_r);
 

@@ -1,5 +1,8 @@
 #include "plugin.h"
 #include "ioloop.h"
+#include "mail-index.h"
+
+#include <unistd.h>
 
 #define REPLICATION_USER_CONTEXT(obj) \
 	MODULE_CONTEXT(obj, replication_shim_user_module)
@@ -50,6 +53,28 @@ struct mail_namespace *
 replication_shim_mailbox_namespace(const struct mailbox *box)
 {
 	return mailbox_get_namespace(box);
+}
+
+bool replication_shim_mailbox_is_inbox(const struct mailbox *box)
+{
+	return box->inbox_user;
+}
+
+bool replication_shim_mailbox_is_new_inbox(struct mailbox *box)
+{
+	const char *path;
+	bool is_new;
+
+	if (mail_index_get_header(box->view)->uid_validity != 0 ||
+	    !box->inbox_user || strcmp(box->storage->name, "maildir") != 0)
+		return FALSE;
+	/* an index in memory, or one that was deleted, begins with none */
+	T_BEGIN {
+		is_new = mailbox_get_path_to(box, MAILBOX_LIST_PATH_TYPE_CONTROL, &path) > 0 &&
+			access(t_strconcat(path, "/dovecot-uidlist", NULL), F_OK) < 0 &&
+			errno == ENOENT;
+	} T_END;
+	return is_new;
 }
 
 void replication_shim_set_callbacks(const struct ReplicationCallbacks *callbacks)

@@ -32,6 +32,12 @@ void replication_shim_storage_hooks_remove(const struct mail_storage_hooks *hook
 struct mail_namespace *
 replication_shim_mailbox_namespace(const struct mailbox *box);
 
+/* Whether the mailbox, just opened, is the user's own INBOX in Maildir and has no
+   UIDVALIDITY yet. One read of the open index unless so. */
+bool replication_shim_mailbox_is_new_inbox(struct mailbox *box);
+/* Whether the mailbox is the user's own INBOX. */
+bool replication_shim_mailbox_is_inbox(const struct mailbox *box);
+
 /* Whom the shim calls; valid until deinit. */
 void replication_shim_set_callbacks(const struct ReplicationCallbacks *callbacks);
 

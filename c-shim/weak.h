@@ -13,11 +13,13 @@
 #pragma weak i_panic
 #pragma weak i_warning
 #pragma weak io_loop_get_root
+#pragma weak mail_index_get_header
 #pragma weak mail_storage_hooks_add
 #pragma weak mail_storage_hooks_remove
 #pragma weak mail_user_module_register
 #pragma weak mail_user_plugin_getenv
 #pragma weak mailbox_get_namespace
+#pragma weak mailbox_get_path_to
 #pragma weak notify_plugin_version
 #pragma weak notify_register
 #pragma weak notify_unregister
@@ -27,6 +29,7 @@
 #pragma weak settings_get
 #pragma weak t_pop
 #pragma weak t_push
+#pragma weak t_strconcat
 #pragma weak t_strdup_printf
 #pragma weak timeout_add_to
 #pragma weak timeout_remove

@@ -8,6 +8,7 @@ mod harness;
 use harness::client::message;
 use harness::configuration::Format;
 use harness::node::MAIL_USER;
+use harness::pair::Links;
 use harness::run::{main as run, trial};
 use harness::{Implementation, Node, Outcome, Pair, Target, User, check, wait_for};
 use rustix::process::Signal;
@@ -18,9 +19,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 const USERS: [&str; 3] = ["u1", "u2", "u3"];
+/// Logs in and opens nothing.
+const LISTER: &str = "u4";
 /// The time to equality that a first login is promised.
 const FIRST_LOGIN: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A sync that a notification asks for has begun by then.
+const QUIET: Duration = Duration::from_secs(2);
 /// Mailboxes that both nodes make, besides INBOX.
 const MAILBOXES: [&str; 3] = ["Sent", "a b/c", "Drafts"];
 
@@ -108,17 +113,79 @@ fn finish(pair: Pair) -> Outcome {
     pair.finish()
 }
 
-/// Both nodes are written before either has synced anything: their replicators stand still meanwhile.
-fn first_login(a: &Target, b: &Target, format: Format) -> Outcome {
+/// The first login on a node and nothing else: INBOX is opened, or not even that.
+fn look_in(node: &Node, _: &str) -> Outcome {
+    // A UIDVALIDITY is a time in seconds: the other node's is another one.
+    std::thread::sleep(Duration::from_millis(1100));
+    for (user, commands) in USERS.into_iter().chain([LISTER]).zip([
+        &["SELECT INBOX"] as &[&str],
+        &["EXAMINE INBOX", "LIST \"\" *"],
+        &["STATUS INBOX (UIDVALIDITY)"],
+        &["LIST \"\" *"],
+    ]) {
+        let mut imap = node.imap(user)?;
+        for command in commands {
+            imap.ok(command)?;
+        }
+        imap.logout()?;
+    }
+    Ok(())
+}
+
+/// Mail comes at the first login on each node.
+fn first_mail(a: &Target, b: &Target, format: Format) -> Outcome {
+    let pair = first_login(a, b, format, arrive)?;
+    check_mails(&pair.a)?;
+    check_mails(&pair.b)?;
+    finish(pair)
+}
+
+/// No mail comes: two empty INBOXes are equal, too, and nobody syncs for ever.
+fn first_look(a: &Target, b: &Target, format: Format) -> Outcome {
+    let pair = first_login(a, b, format, look_in)?;
+    // INBOX of a user who only listed it comes to be with the first look at it, on the one node or on the other.
+    pair.a.imap(LISTER)?.ok("SELECT INBOX")?;
+    pair.wait_idle()?;
+    pair.wait_equal(&[LISTER], PATIENCE)?;
+    pair.wait_idle()?;
+    let count = || -> Outcome<u64> {
+        let nodes = [&pair.a, &pair.b]
+            .into_iter()
+            .filter(|node| node.target.is_ours());
+        // The full sync that follows a stale state may still be to come.
+        let caused =
+            |node| Ok(metric(node, "syncs_started")? - metric(node, "settling_syncs_started")?);
+        nodes.map(caused).sum()
+    };
+    let before = count()?;
+    for node in [&pair.a, &pair.b] {
+        look_in(node, "")?;
+    }
+    // What would be notified now is taken up within a moment.
+    std::thread::sleep(QUIET);
+    let after = count()?;
+    check(before == after, || {
+        format!("{} syncs of nothing", after - before)
+    })?;
+    finish(pair)
+}
+
+/// Both nodes see their users before either has synced anything: their replicators stand still meanwhile.
+fn first_login(
+    a: &Target,
+    b: &Target,
+    format: Format,
+    log_in: impl Fn(&Node, &str) -> Outcome,
+) -> Outcome<Pair> {
     let pair = Pair::mixed(a, b)
         .format(format)
-        .users(USERS.map(User::local))
+        .users(USERS.into_iter().chain([LISTER]).map(User::local))
         .start()?;
     let nodes = [&pair.a, &pair.b];
     for node in nodes {
         wait_for("a replicator that knows its users", PATIENCE, || {
             let status = node.doveadm(&["replicator", "status"]).unwrap_or_default();
-            Ok(status.trim_end().ends_with(" 3").then_some(()))
+            Ok(status.trim_end().ends_with(" 4").then_some(()))
         })?;
     }
     pair.wait_idle()?;
@@ -129,21 +196,19 @@ fn first_login(a: &Target, b: &Target, format: Format) -> Outcome {
         })
     };
     signal(Signal::STOP)?;
-    arrive(&pair.a, "a")?;
-    arrive(&pair.b, "b")?;
+    log_in(&pair.a, "a")?;
+    log_in(&pair.b, "b")?;
     signal(Signal::CONT)?;
     let begin = Instant::now();
     pair.wait_equal(&USERS, PATIENCE)?;
     let taken = begin.elapsed();
     check(taken < FIRST_LOGIN, || format!("equal after {taken:?}"))?;
-    check_mails(&pair.a)?;
-    check_mails(&pair.b)?;
     for node in nodes {
         // Dovecot's own on 2.4, where dsync renumbers a mail that it has just indexed; the index is mended at once.
         node.tolerate_log("Extension record update for invalid uid");
         node.tolerate_log("fscking index file");
     }
-    finish(pair)
+    Ok(pair)
 }
 
 fn deliver(node: &Node, user: &str, subject: &str) -> Outcome {
@@ -275,29 +340,118 @@ fn lock_is_held(target: &Target) -> Outcome {
     finish(pair)
 }
 
-/// Said once, in the log and in `peers`, by each node that the other synced to.
+/// Both nodes' syncs wait for one lock in vain: the node of the lower host name goes on first, the other one when that one is done.
+fn both_are_locked_out(target: &Target) -> Outcome {
+    let pair = Pair::of(target)
+        .users(USERS.map(User::local))
+        .config(&format!(
+            "replication_dsync_parameters = {}",
+            target.series().pick("-d -N -l 2 -U", "-N -l 2")
+        ))
+        .start()?;
+    deliver(&pair.a, "u1", "before")?;
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    pair.wait_idle()?;
+    // Every dsync of the user locks on the node of the lower name.
+    let lock = fs::File::create(pair.a.path("mail/u1/.dovecot-sync.lock"))?;
+    std::os::unix::fs::fchown(&lock, Some(MAIL_USER.1), Some(MAIL_USER.1))?;
+    rustix::fs::fcntl_lock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    deliver(&pair.a, "u1", "from-a")?;
+    deliver(&pair.b, "u1", "from-b")?;
+    let nodes = [&pair.a, &pair.b];
+    let both =
+        |name| -> Outcome<Vec<u64>> { nodes.into_iter().map(|node| metric(node, name)).collect() };
+    wait_for("locks in the way of both", PATIENCE, || {
+        let locked = both("syncs_locked")?;
+        Ok(locked.iter().all(|count| *count > 0).then_some(()))
+    })?;
+    let before = both("syncs_ok")?;
+    drop(lock);
+    wait_for("a sync", PATIENCE, || {
+        let now = both("syncs_ok")?;
+        check(now[1] == before[1] || now[0] > before[0], || {
+            "the node of the greater host name went on first".to_owned()
+        })?;
+        Ok((now[0] > before[0]).then_some(()))
+    })?;
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    pair.wait_idle()?;
+    check(both("syncs_failed")? == [0, 0], || {
+        "it counted as a failure".to_owned()
+    })?;
+    for node in nodes {
+        let said = node.log_lines("Stepping back, another dsync of the user holds a lock");
+        check(said.len() == 1, || format!("{said:?}"))?;
+    }
+    for node in nodes {
+        node.tolerate_log("Couldn't lock ");
+    }
+    finish(pair)
+}
+
+/// Said once, in the log and in `peers`, by each node that has had anything to do with the other.
 fn same_hostname(a: &Target, b: &Target) -> Outcome {
     let pair = Pair::mixed(a, b)
         .users(USERS.map(User::local))
         .hostnames(["same-node"; 2])
         .start()?;
-    for (node, subject) in [(&pair.a, "one"), (&pair.b, "two"), (&pair.a, "three")] {
+    for (node, subject, mails) in [
+        (&pair.a, "one", 1),
+        (&pair.b, "two", 2),
+        (&pair.a, "three", 3),
+    ] {
+        // Nothing keeps two dsyncs of such nodes out: here is one at a time.
         deliver(node, "u1", subject)?;
-        pair.wait_equal(&["u1"], PATIENCE)?;
+        pair.a.wait_mails("u1", mails)?;
+        pair.b.wait_mails("u1", mails)?;
+        pair.wait_idle()?;
     }
-    pair.wait_idle()?;
     for node in [&pair.a, &pair.b]
         .into_iter()
         .filter(|n| n.target.is_ours())
     {
-        node.wait_log("has this node's own host name, same-node")?;
-        node.expect_log("has this node's own host name, same-node");
-        let said = node.log_lines("has this node's own host name");
-        check(said.len() == 1, || format!("{said:?}"))?;
-        let peers = node.doveadm(&["-f", "tab", "replicator", "peers"])?;
-        check(peers.contains("\tsame-node"), || peers)?;
+        check_same_hostname_is_said(node)?;
     }
     finish(pair)
+}
+
+/// How the second node is reached.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Tcp,
+    Tcps,
+    Remote,
+}
+
+/// A node to which nobody syncs learns it from its own syncs.
+fn same_hostname_seen_by_own_sync(target: &Target, way: Way) -> Outcome {
+    let links = Links::new(target)?;
+    let builder = Pair::of(target)
+        .users(USERS.map(User::local))
+        .hostnames(["same-node"; 2])
+        .one_way();
+    let pair = match way {
+        Way::Tcp => builder,
+        Way::Tcps => builder.replica_by_tls(true),
+        Way::Remote => builder.replica_by_command(&links.command(target, "same-node")),
+    }
+    .start()?;
+    links.lead_to(&pair)?;
+    for (subject, mails) in [("one", 1), ("two", 2)] {
+        deliver(&pair.a, "u1", subject)?;
+        pair.b.wait_mails("u1", mails)?;
+    }
+    check_same_hostname_is_said(&pair.a)?;
+    finish(pair)
+}
+
+fn check_same_hostname_is_said(node: &Node) -> Outcome {
+    node.wait_log("has this node's own host name, same-node")?;
+    node.expect_log("has this node's own host name, same-node");
+    let said = node.log_lines("has this node's own host name");
+    check(said.len() == 1, || format!("{said:?}"))?;
+    let peers = node.doveadm(&["-f", "tab", "replicator", "peers"])?;
+    check(peers.contains("\tsame-node"), || peers)
 }
 
 /// Names of their own: nothing is said.
@@ -328,13 +482,29 @@ fn main() -> ExitCode {
         for format in [Format::Maildir, Format::Sdbox, Format::Mdbox] {
             let of = target.clone();
             let name = format!("first_login_on_both_nodes_{}", format.name());
-            trials.push(trial(target, &name, move || first_login(&of, &of, format)));
+            trials.push(trial(target, &name, move || first_mail(&of, &of, format)));
+            let of = target.clone();
+            let name = format!("first_login_without_mail_{}", format.name());
+            trials.push(trial(target, &name, move || first_look(&of, &of, format)));
         }
-        let scenarios: [(&str, Scenario); 5] = [
+        let scenarios: [(&str, Scenario); 9] = [
+            (
+                "two_nodes_that_are_locked_out_take_turns",
+                both_are_locked_out,
+            ),
             ("peer_restored_from_backup", restored_from_backup),
             ("index_made_anew", index_made_anew),
             ("lock_of_another_dsync_is_no_failure", lock_is_held),
             ("same_host_name_is_said_once", |of| same_hostname(of, of)),
+            ("same_host_name_is_seen_by_own_sync", |of| {
+                same_hostname_seen_by_own_sync(of, Way::Tcp)
+            }),
+            ("same_host_name_is_seen_by_own_sync_over_tcps", |of| {
+                same_hostname_seen_by_own_sync(of, Way::Tcps)
+            }),
+            ("same_host_name_is_seen_by_own_sync_by_a_command", |of| {
+                same_hostname_seen_by_own_sync(of, Way::Remote)
+            }),
             ("different_host_names_are_not_said", different_hostnames),
         ];
         for (name, scenario) in scenarios {
@@ -354,7 +524,12 @@ fn main() -> ExitCode {
         let (of, with) = (a.clone(), b.clone());
         let name = format!("first_login_with_{}", b.name());
         trials.push(trial(&named, &name, move || {
-            first_login(&of, &with, Format::Maildir)
+            first_mail(&of, &with, Format::Maildir)
+        }));
+        let (of, with) = (a.clone(), b.clone());
+        let name = format!("first_login_without_mail_with_{}", b.name());
+        trials.push(trial(&named, &name, move || {
+            first_look(&of, &with, Format::Maildir)
         }));
         if a.is_ours() {
             continue;

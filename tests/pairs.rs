@@ -3,9 +3,10 @@
 mod harness;
 
 use harness::client::message;
+use harness::pair::Links;
 use harness::run::{main as run, trial};
 use harness::{Failed, Implementation, Node, Outcome, Pair, Target, User, check, wait_for};
-use std::os::unix::fs::symlink;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -200,26 +201,13 @@ fn strangers_certificate(target: &Target) -> Outcome {
 
 /// `remote:` by a command, which here runs the other node's dsync-server.
 fn remote(target: &Target) -> Outcome {
-    let links = tempfile::Builder::new()
-        .prefix("dr-links-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .tempdir_in(target.outside("/tmp".as_ref()))?;
-    let name = links.path().file_name().ok_or("no name")?;
-    let inside = std::path::Path::new("/tmp").join(name);
-    let user = target.series().pick("%u", "%{user}");
-    // `%{host}` is a or b: where the other node's configuration is found. As after ssh nothing of this
-    // node's environment is there: on 2.4 it leads to this node's configuration.
-    let command = format!(
-        "/usr/bin/env -i DOVECOT_HOSTNAME=node-%{{host}} /usr/bin/doveadm -c {}/%{{host}} dsync-server -u{user}",
-        inside.display()
-    );
+    let links = Links::new(target)?;
+    let command = links.command(target, "node-%{host}");
     let pair = Pair::of(target)
         .users(USERS.map(User::local))
         .replica_by_command(&command)
         .start()?;
-    for (name, node) in [("a", &pair.a), ("b", &pair.b)] {
-        symlink(node.inside().join("dovecot.conf"), links.path().join(name))?;
-    }
+    links.lead_to(&pair)?;
     changes_arrive(&pair)?;
     let peers = pair.a.doveadm(&["-f", "tab", "replicator", "peers"])?;
     check(peers.contains("remote:"), || peers.clone())?;

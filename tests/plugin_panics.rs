@@ -14,11 +14,15 @@ use std::process::ExitCode;
 const USER: &str = "user";
 const VARIABLE: &str = "REPLICATION_PANIC_IN";
 
+/// Only for an INBOX that has no UIDVALIDITY yet.
+const OPENED: &str = "mailbox_opened";
+
 /// Every guard that a session and a delivery come through, and whether the first mail's notification
 /// is out before it panics.
-const HOOKS: [(&str, bool); 10] = [
+const HOOKS: [(&str, bool); 11] = [
     ("init", false),
     ("mail_user_created", false),
+    (OPENED, false),
     ("mail_transaction_begin", false),
     ("mail_save", false),
     ("mail_transaction_commit", false),
@@ -39,6 +43,9 @@ fn panics(hook: &str, notified: bool, series: Series, builder: Builder<'_>) -> O
             node.expect_log(&bug);
             // INBOX is there from the start: its creation is none of the session's changes.
             node.make_inbox(USER)?;
+            if hook == OPENED {
+                std::fs::remove_file(node.path("mail/user/Maildir/dovecot-uidlist"))?;
+            }
             let mut imap = node.imap(USER)?;
             imap.append("INBOX", &message("one"))?;
             for command in [

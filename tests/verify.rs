@@ -409,6 +409,54 @@ fn troubles(a: &Target, b: &Target) -> Outcome {
     pair.finish()
 }
 
+const PUBLIC_2_3: &str = "\
+namespace public {
+  type = public
+  prefix = Public/
+  separator = /
+  location = maildir:%h/../public
+  subscriptions = no
+}";
+
+/// The same on 2.4.
+const PUBLIC_2_4: &str = "\
+namespace public {
+  type = public
+  prefix = Public/
+  separator = /
+  mail_path = %{home}/../public
+  subscriptions = no
+  acl authenticated {
+    rights = lrwstipekxa
+  }
+}";
+
+/// As documented: a public mailbox is not compared, whatever differs in it.
+fn public_is_left_out(target: &Target) -> Outcome {
+    let pair = quiet_pair(target, target, target.series().pick(PUBLIC_2_3, PUBLIC_2_4))?;
+    for node in [&pair.a, &pair.b] {
+        let owner = fs::metadata(node.path("mail"))?;
+        let public = node.path("mail/public");
+        let rights = public.join("dovecot-acl");
+        fs::create_dir(&public)?;
+        fs::write(&rights, "authenticated lrwstipekxa\n")?;
+        for path in [public, rights] {
+            chown(path, Some(owner.uid()), Some(owner.gid()))?;
+        }
+    }
+    fill(&pair)?;
+    let mut imap = pair.a.imap("u1")?;
+    imap.ok("CREATE Public/Board")?;
+    imap.append("Public/Board", &message("for all"))?;
+    imap.logout()?;
+    let stderr = expect(&pair.a, &["u1"], 0, &[])?;
+    check(
+        stderr.contains("1 equal, 0 different, 0 not compared"),
+        || stderr,
+    )?;
+    pair.finish()
+}
+
 /// A Maildir with so many mails, the same on every node but for one that may be flagged.
 fn big_maildir(node: &Node, user: &str, mails: u32, flagged: Option<u32>) -> Outcome {
     node.make_inbox(user)?;
@@ -659,6 +707,10 @@ fn main() -> ExitCode {
         }));
         let of = target.clone();
         trials.push(trial(target, "tcps_peer_is_certified", move || tls(&of)));
+        let of = target.clone();
+        trials.push(trial(target, "public_mailboxes_are_left_out", move || {
+            public_is_left_out(&of)
+        }));
         let of = target.clone();
         trials.push(trial(
             target,

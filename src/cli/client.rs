@@ -11,7 +11,7 @@
 use std::fmt;
 use std::io::{self, BufRead, Write};
 
-use crate::engine::healing::Observed;
+use crate::engine::healing::{Observed, Side};
 use crate::engine::strescape::{append_tabescaped, split_tabescaped, tabunescape};
 
 /// The longest line of an answer, in bytes without its LF.
@@ -124,12 +124,14 @@ pub fn notify_request(username: &[u8]) -> Vec<u8> {
 #[must_use]
 pub fn observed_request(username: &[u8], observed: &Observed) -> Vec<u8> {
     let guids = observed.guids_healed.to_string();
-    let fields: [&[u8]; 4] = [
-        b"OBSERVED",
-        username,
-        guids.as_bytes(),
-        &observed.same_hostname,
-    ];
+    let mut fields: Vec<&[u8]> = vec![b"OBSERVED", username, guids.as_bytes()];
+    if let Some(names) = &observed.hostnames {
+        let ran: &[u8] = match names.side {
+            Side::Ours => b"sync",
+            Side::Peers => b"dsync-server",
+        };
+        fields.extend([&names.peer, &names.own, ran]);
+    }
     [HELLO, &request(&fields)].concat()
 }
 
@@ -258,6 +260,7 @@ fn read_line(server: &mut impl BufRead) -> Result<Option<Vec<u8>>, AnswerError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::healing::Hostnames;
 
     const GREETING: &str = "VERSION\treplicator-doveadm-server\t1\t0\n";
 
@@ -373,11 +376,15 @@ mod tests {
         );
         let observed = Observed {
             guids_healed: 2,
-            same_hostname: b"h".to_vec(),
+            hostnames: Some(Hostnames {
+                peer: b"h".to_vec(),
+                own: b"g".to_vec(),
+                side: Side::Peers,
+            }),
         };
         assert_eq!(
             observed_request(b"u", &observed),
-            b"VERSION\treplicator-doveadm-client\t1\t0\nOBSERVED\tu\t2\th\n"
+            b"VERSION\treplicator-doveadm-client\t1\t0\nOBSERVED\tu\t2\th\tg\tdsync-server\n"
         );
     }
 }

@@ -1,20 +1,68 @@
 //! What dsync's own processes see that the replicator cannot: mailboxes that they brought together, and the peer's host name.
 
+use std::cmp::Ordering;
+
 use super::strescape::tabunescape;
 
 /// What is looked at of a stream's beginning for the peer's handshake, in bytes.
 pub const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
+
+/// The longest host name that is believed, in bytes.
+pub const HOSTNAME_BYTES_MAX: usize = 255;
 
 /// What a dsync process tells the replicator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Mailboxes with two GUIDs that have the peer's now.
     pub guids_healed: u32,
-    /// The peer's host name; empty unless it is this node's own.
-    pub same_hostname: Vec<u8>,
+    /// Told where it matters: they are the same, or the sync failed.
+    pub hostnames: Option<Hostnames>,
+}
+
+/// The host names of the two nodes of a sync.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hostnames {
+    /// The peer's.
+    pub peer: Vec<u8>,
+    /// This node's, as the dsync process has it.
+    pub own: Vec<u8>,
+    /// Which side this node was on.
+    pub side: Side,
+}
+
+/// Who began a sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// This node.
+    Ours,
+    /// The peer: this node ran `dsync-server`.
+    Peers,
+}
+
+impl Hostnames {
+    /// Less: this node's is the lower one, and the peer finds the opposite. dsync's own order (`strcmp` in `dsync-brain.c`), by which
+    /// the node of the lower name keeps the lock.
+    #[must_use]
+    pub fn order(&self) -> Ordering {
+        self.own.cmp(&self.peer)
+    }
+
+    /// Whether dsyncs of the two cannot keep each other out.
+    #[must_use]
+    pub fn are_the_same(&self) -> bool {
+        self.order() == Ordering::Equal
+    }
 }
 
 impl Observed {
+    /// Leaves out the names that nobody needs: what is told of each sync would cost each sync.
+    pub fn keep_hostnames_that_matter(&mut self, failed: bool) {
+        self.hostnames = self
+            .hostnames
+            .take()
+            .filter(|hostnames| failed || hostnames.are_the_same());
+    }
+
     /// Whether there is nothing to tell.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -46,6 +94,26 @@ pub fn hostname_in_handshake(stream: &[u8]) -> Option<Vec<u8>> {
         .map(tabunescape)
 }
 
+/// Whether the peer ends the stream with its first word after its handshake: it failed, and said why to its own log. `None`: it has not
+/// said anything more yet. The bytes are what is left of the stream from the handshake on, or from later. Source as above.
+#[must_use]
+pub fn is_ended_after_handshake(stream: &[u8]) -> Option<bool> {
+    let whole = stream.iter().rposition(|&byte| byte == b'\n')?;
+    let lines: Vec<&[u8]> = stream.get(..whole)?.split(|&byte| byte == b'\n').collect();
+    let is_handshake = |line: &&[u8]| line.starts_with(b"H") && !line.starts_with(b"Hhostname\t");
+    let begin = lines.iter().position(is_handshake).map_or(0, |at| at + 1);
+    lines.get(begin).map(|line| *line == b"X")
+}
+
+/// The line for the log where the peer could not have the lock that dsyncs of the user share: as dsync says it where the lock is.
+#[must_use]
+pub fn locked_at_peer(hostname: &str, secs: u64) -> String {
+    format!(
+        "Couldn't lock the user's .dovecot-sync.lock on {hostname}: Timed out, as it seems: its dsync-server ended after \
+         {secs} secs, the reason is in its log"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +139,20 @@ mod tests {
             Some(b"node-b".to_vec())
         );
         assert_eq!(hostname_in_handshake(b""), None);
+    }
+
+    #[test]
+    fn end_after_the_handshake_is_told_from_all_that_may_follow() {
+        for (stream, ended) in [
+            (&b"Hhostname\tsync_box\n.\nHnode-a\t\n"[..], None),
+            (b"Hhostname\tsync_box\n.\nHnode-a\t\nX", None),
+            (b"Hhostname\tsync_box\n.\nHnode-a\t\nX\n", Some(true)),
+            (b"Hnode-a\t\nS0123\t1\nX\n", Some(false)),
+            (b"X\n", Some(true)),
+            (b".\n", Some(false)),
+            (b"", None),
+        ] {
+            assert_eq!(is_ended_after_handshake(stream), ended, "{stream:?}");
+        }
     }
 }

@@ -188,6 +188,23 @@ impl<'a> Mailbox<'a> {
         NonNull::new(namespace).map(|namespace| Namespace(namespace, PhantomData))
     }
 
+    /// Whether it is the user's own INBOX.
+    #[must_use]
+    pub fn is_inbox(self) -> bool {
+        // SAFETY: the mailbox lives for 'a; the function only reads.
+        unsafe { ffi::replication_shim_mailbox_is_inbox(self.0.as_ptr()) }
+    }
+
+    /// Whether it is the user's own INBOX in Maildir, without a UIDVALIDITY as yet.
+    ///
+    /// # Safety
+    /// Dovecot has just opened it.
+    #[must_use]
+    pub unsafe fn is_new_inbox(self) -> bool {
+        // SAFETY: the mailbox lives for 'a, and the caller says that its index is open.
+        unsafe { ffi::replication_shim_mailbox_is_new_inbox(self.0.as_ptr()) }
+    }
+
     /// Whether both mailboxes are in one storage.
     #[must_use]
     pub fn same_storage(self, other: Mailbox<'_>) -> bool {

@@ -4,6 +4,7 @@
 //! empty it. Changes that dsync makes are never notified back: its transactions carry a flag, and for
 //! the rest the user's `dsyncing` is asked in each hook, since it is set after the user was created.
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_void};
 use std::os::raw::c_char;
 use std::time::Duration;
@@ -37,6 +38,8 @@ struct Registered {
 struct UserContext {
     is_replicated: bool,
     sync_timeout: Option<Duration>,
+    /// That INBOX is there was notified.
+    inbox_is_told: Cell<bool>,
 }
 
 /// A transaction in which something of a replicated user may change.
@@ -86,7 +89,7 @@ static STORAGE_HOOKS: ffi::mail_storage_hooks = ffi::mail_storage_hooks {
     mail_storage_created: None,
     mailbox_list_created: None,
     mailbox_allocated: None,
-    mailbox_opened: None,
+    mailbox_opened: Some(mailbox_opened_hook),
     mail_allocated: None,
 };
 
@@ -172,6 +175,7 @@ fn user_created(user: MailUser<'_>) {
     user.attach(Box::new(UserContext {
         is_replicated,
         sync_timeout,
+        inbox_is_told: Cell::new(false),
     }));
 }
 
@@ -244,6 +248,31 @@ fn mailbox_changed(mailbox: Option<Mailbox<'_>>, event: &str) {
     if let Some(concerned) = mailbox.and_then(Mailbox::namespace).and_then(concerned) {
         concerned.notify(Priority::Low, event);
     }
+}
+
+fn mailbox_created(mailbox: Option<Mailbox<'_>>) {
+    if mailbox.is_some_and(Mailbox::is_inbox) {
+        tell_inbox(mailbox);
+    }
+    mailbox_changed(mailbox, "mailbox create");
+}
+
+/// Maildir of 2.3 makes the INBOX of a user's first login as it opens it, and calls no other hook. Where both nodes do so, each has
+/// a UIDVALIDITY of its own.
+fn inbox_opened(mailbox: Mailbox<'_>) {
+    if !tell_inbox(Some(mailbox)) {
+        mailbox_changed(Some(mailbox), "INBOX of the first login");
+    }
+}
+
+/// Whether that INBOX is there was notified before; from now on it was.
+fn tell_inbox(mailbox: Option<Mailbox<'_>>) -> bool {
+    let user = mailbox
+        .and_then(Mailbox::namespace)
+        .and_then(Namespace::user);
+    // SAFETY: user_created attaches UserContext and nothing else.
+    let context = user.and_then(|user| unsafe { user.context::<UserContext>() });
+    context.is_some_and(|context| context.inbox_is_told.replace(true))
 }
 
 fn transaction_begin(transaction: Transaction<'_>) -> Option<Box<Change>> {
@@ -395,9 +424,18 @@ unsafe extern "C" fn transaction_rollback_hook(txn: *mut c_void) {
 unsafe extern "C" fn mailbox_create_hook(mailbox: *mut ffi::mailbox) {
     // SAFETY: Dovecot's mailbox lives through the hook.
     let mailbox = unsafe { Mailbox::from_raw(mailbox) };
-    guard("mailbox_create", (), || {
-        mailbox_changed(mailbox, "mailbox create")
-    });
+    guard("mailbox_create", (), || mailbox_created(mailbox));
+}
+
+unsafe extern "C" fn mailbox_opened_hook(mailbox: *mut ffi::mailbox) {
+    // SAFETY: Dovecot's mailbox lives through the hook.
+    let mailbox = unsafe { Mailbox::from_raw(mailbox) };
+    // SAFETY: the hook is called when the mailbox has just been opened.
+    let new = mailbox.filter(|mailbox| unsafe { mailbox.is_new_inbox() });
+    // Nothing of ours in the way of a mailbox that is not new.
+    if let Some(inbox) = new {
+        guard("mailbox_opened", (), || inbox_opened(inbox));
+    }
 }
 
 unsafe extern "C" fn mailbox_update_hook(mailbox: *mut ffi::mailbox) {

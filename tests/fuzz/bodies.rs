@@ -8,6 +8,7 @@ use dovecot_replication::engine::aggregator::line::{
     LineSplitter, MAX_USERNAME, Step, parse_notification,
 };
 use dovecot_replication::engine::aggregator::{journal, link::Link};
+use dovecot_replication::engine::healing::{hostname_in_handshake, is_ended_after_handshake};
 use dovecot_replication::engine::protocol::doveadm_command::{self, CommandReader};
 use dovecot_replication::engine::protocol::doveadm_json::{InvalidJson, JsonReader};
 use dovecot_replication::engine::protocol::doveadm_server::{
@@ -28,7 +29,7 @@ use dovecot_replication::engine::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     ("strescape", strescape),
     ("notification_line", notification),
     ("sync_timeout", sync_timeout),
@@ -43,6 +44,7 @@ pub const TARGETS: [Target; 16] = [
     ("doveadm_server", doveadm_server),
     ("doveadm_command", doveadm_command),
     ("doveadm_json", doveadm_json),
+    ("dsync_handshake", dsync_handshake),
     ("verify_rows", verify_rows),
     ("mask", mask),
 ];
@@ -354,6 +356,16 @@ pub fn verify_rows(data: &[u8]) {
         };
         assert_eq!(read(data.len().max(1)), read(piece(data)));
     }
+}
+
+/// What is found once stays found, however much more has come, and a handshake is found behind any beginning.
+pub fn dsync_handshake(data: &[u8]) {
+    let found = hostname_in_handshake(data);
+    let ended = is_ended_after_handshake(data);
+    let more = [data, b"\nHnode\t\nX\n"].concat();
+    let later = hostname_in_handshake(&more);
+    assert!(later.is_some() && (found.is_none() || found == later));
+    assert!(ended.is_none() || is_ended_after_handshake(&more).is_some());
 }
 
 /// A mask of `*` is for everybody, and a name without wildcards for itself.

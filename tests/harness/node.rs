@@ -339,7 +339,7 @@ impl Node {
         &self.disks
     }
 
-    /// Makes the user's home and an empty INBOX (Maildir) without Dovecot.
+    /// Makes the user's home and an empty INBOX (Maildir), which has a UIDVALIDITY, without Dovecot.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -354,6 +354,9 @@ impl Node {
             fs::create_dir(&dir)?;
             chown(&dir, Some(owner.uid()), Some(owner.gid()))?;
         }
+        let uidlist = maildir.join("dovecot-uidlist");
+        fs::write(&uidlist, "3 V1000 N1 G00000000000000000000000000000002\n")?;
+        chown(&uidlist, Some(owner.uid()), Some(owner.gid()))?;
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use super::ports::Port;
 use super::proxy::Proxy;
 use super::{Node, Outcome, PATIENCE, Target, User, check, wait_for};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -41,6 +41,47 @@ enum Replica {
     Tls(bool),
     /// Everybody's is `remote:` to the other node, `a` or `b`, by this `dsync_remote_cmd`.
     Command(String),
+}
+
+/// Where `dsync_remote_cmd` finds the configuration of the node that `remote:` calls `a` or `b`.
+#[derive(Debug)]
+pub struct Links(TempDir);
+
+impl Links {
+    /// Nowhere, as yet.
+    ///
+    /// # Errors
+    /// When its directory cannot be made.
+    pub fn new(target: &Target) -> Outcome<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("dr-links-")
+            .permissions(fs::Permissions::from_mode(0o755))
+            .tempdir_in(target.outside("/tmp".as_ref()))?;
+        Ok(Self(dir))
+    }
+
+    /// A `dsync_remote_cmd` that runs the other node's dsync-server, of this host name, in which `%{host}` is `a` or `b`. As after ssh
+    /// nothing of this node's environment is there: on 2.4 it leads to this node's configuration.
+    #[must_use]
+    pub fn command(&self, target: &Target, hostname: &str) -> String {
+        let name = self.0.path().file_name().unwrap_or_default();
+        let user = target.series().pick("%u", "%{user}");
+        format!(
+            "/usr/bin/env -i DOVECOT_HOSTNAME={hostname} /usr/bin/doveadm -c /tmp/{}/%{{host}} dsync-server -u{user}",
+            name.to_string_lossy()
+        )
+    }
+
+    /// To the nodes of the pair.
+    ///
+    /// # Errors
+    /// When a link cannot be made.
+    pub fn lead_to(&self, pair: &Pair) -> Outcome {
+        for (name, node) in [("a", &pair.a), ("b", &pair.b)] {
+            symlink(node.inside().join("dovecot.conf"), self.0.path().join(name))?;
+        }
+        Ok(())
+    }
 }
 
 /// Two Dovecots, each the other's `mail_replica`.
@@ -186,8 +227,8 @@ impl Builder {
             let peer = format!("tcp:127.0.0.1:{}", reached_at(1 - own));
             let mut users = self.users.clone();
             let mut tls = None;
-            let replicas = match &self.replica {
-                _ if self.one_way && own == 1 => Vec::new(),
+            let is_silent = self.one_way && own == 1;
+            let mut replicas = match &self.replica {
                 Replica::Port => vec![peer],
                 Replica::Tls(trusted) => {
                     let common = certificates.first().filter(|_| *trusted);
@@ -198,12 +239,16 @@ impl Builder {
                     vec![peer.replacen("tcp:", "tcps:", 1)]
                 }
                 Replica::Command(_) => vec![format!("remote:{}", ["b", "a"][own])],
+                Replica::Userdb if is_silent => Vec::new(),
                 Replica::Userdb => {
                     let with = |user: User| user.with("mail_replica", &peer);
                     users = users.into_iter().map(with).collect();
                     Vec::new()
                 }
             };
+            if is_silent {
+                replicas.clear();
+            }
             let command = match &self.replica {
                 Replica::Command(command) => Some(command.clone()),
                 _ => None,

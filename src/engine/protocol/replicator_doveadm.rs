@@ -29,7 +29,7 @@
 //!                                    \t<next probe secs, or empty>\t<users>
 //!                                    \t<host name that it shares with this node, or empty>, blank line
 //! C: OBSERVED\t<username>\t<mailboxes with two GUIDs brought together>
-//!        \t<host name of the peer if it is this node's, or empty>
+//!        [\t<host name of the peer>\t<this node's>\t<sync|dsync-server, which this node ran>]
 //!                                 S: +
 //! C: METRICS                      S: <name>\t<number> per counter, blank line
 //! ```
@@ -37,7 +37,7 @@
 use super::line::{Line, LineReader};
 use super::replicator_notify::{parse_number, printable};
 use crate::engine::Priority;
-use crate::engine::healing::Observed;
+use crate::engine::healing::{HOSTNAME_BYTES_MAX, Hostnames, Observed, Side};
 use crate::engine::replicator::{Counters, MAX_USERNAME_BYTES, SyncType, UserStatus};
 use crate::engine::strescape;
 
@@ -245,13 +245,13 @@ fn parse_line(line: &[u8]) -> Result<Request, RequestError> {
             username: username.clone(),
         },
         (b"SHOW", _) => return Err(RequestError::InvalidParameters("SHOW")),
-        (b"OBSERVED", [username, guids, hostname]) if valid(username) => Request::Observed {
+        (b"OBSERVED", [username, guids, names @ ..]) if valid(username) => Request::Observed {
             username: username.clone(),
             observed: Observed {
                 guids_healed: parse_number(guids)
                     .and_then(|number| u32::try_from(number).ok())
                     .ok_or(RequestError::InvalidParameters("OBSERVED"))?,
-                same_hostname: hostname.clone(),
+                hostnames: parse_hostnames(names)?,
             },
         },
         (b"OBSERVED", _) => return Err(RequestError::InvalidParameters("OBSERVED")),
@@ -260,6 +260,33 @@ fn parse_line(line: &[u8]) -> Result<Request, RequestError> {
         (other, _) => return Err(RequestError::UnknownCommand(printable(other))),
     };
     Ok(request)
+}
+
+/// Those of OBSERVED, where it has any.
+fn parse_hostnames(fields: &[Vec<u8>]) -> Result<Option<Hostnames>, RequestError> {
+    let invalid = RequestError::InvalidParameters("OBSERVED");
+    let [peer, own, ran] = fields else {
+        return match fields {
+            [] => Ok(None),
+            _ => Err(invalid),
+        };
+    };
+    let side = match ran.as_slice() {
+        b"sync" => Side::Ours,
+        b"dsync-server" => Side::Peers,
+        _ => return Err(invalid),
+    };
+    if [peer, own]
+        .iter()
+        .any(|name| name.is_empty() || name.len() > HOSTNAME_BYTES_MAX)
+    {
+        return Err(invalid);
+    }
+    Ok(Some(Hostnames {
+        peer: peer.clone(),
+        own: own.clone(),
+        side,
+    }))
 }
 
 /// A name that may become a user's, or a mask of such names.
@@ -396,12 +423,26 @@ mod tests {
                 },
             ),
             (
-                b"OBSERVED\tu\t2\th\n",
+                b"OBSERVED\tu\t2\th\tg\tsync\n",
                 Request::Observed {
                     username: b"u".to_vec(),
                     observed: Observed {
                         guids_healed: 2,
-                        same_hostname: b"h".to_vec(),
+                        hostnames: Some(Hostnames {
+                            peer: b"h".to_vec(),
+                            own: b"g".to_vec(),
+                            side: Side::Ours,
+                        }),
+                    },
+                },
+            ),
+            (
+                b"OBSERVED\tu\t1\n",
+                Request::Observed {
+                    username: b"u".to_vec(),
+                    observed: Observed {
+                        guids_healed: 1,
+                        hostnames: None,
                     },
                 },
             ),

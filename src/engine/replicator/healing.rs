@@ -4,23 +4,26 @@
 //! - A state that is refused is forgotten; a full sync follows.
 //! - Fast syncs that a concurrent change ends again and again: a full sync. Not where one failed in between: a full sync after one
 //!   that was cut off may take a mail that was only half over for one that was expunged.
-//! - A lock that another dsync of the user holds: we step back until it has ended, at a time of our own.
+//! - A lock that another dsync of the user holds: we step back until it has ended. Of two nodes that lock each other out the one whose
+//!   host name is the lower goes on first, which both find by themselves; where the peer's is not known, or the same, chance decides.
 //!
 //! What is left is stuck: tried at the slowest pace, shown with its reason.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use super::Replicator;
 use super::backoff::doubled;
 use super::log::{Level, LogEvent};
 use super::notify::WAITERS_PATIENCE;
+use super::peers::PeerId;
 use super::queue::{Place, millis, pause_after_change};
 use super::record::StateChange;
 use super::syncs::{Pause, Running, shortened};
 use super::users::RowId;
 use super::waiters::Whom;
 use crate::engine::Priority;
-use crate::engine::healing::Observed;
+use crate::engine::healing::{Observed, Side};
 use crate::engine::time::{Mono, Now};
 
 /// After this many syncs in a row that a concurrent change ended a full sync is made, some 5 s after the first.
@@ -34,6 +37,12 @@ const CHANGED_AGAIN: Duration = Duration::from_secs(2);
 /// The first and the longest pause after another dsync's lock; the end of that dsync ends the pause.
 const SHORTEST_STEP_BACK: Duration = Duration::from_secs(1);
 const LONGEST_STEP_BACK: Duration = Duration::from_secs(30);
+/// The same of the node that goes on first, and of the one that lets it: in each try the second pause is longer than the first with
+/// time for a sync between them, whatever is taken off.
+const SHORTEST_OF_FIRST: Duration = Duration::from_millis(250);
+const LONGEST_OF_FIRST: Duration = Duration::from_secs(10);
+const SHORTEST_OF_SECOND: Duration = Duration::from_secs(4);
+const LONGEST_OF_SECOND: Duration = Duration::from_secs(60);
 /// After this many syncs in a row that a lock ended the user counts as failing.
 const LOCKS_TOLERATED: u32 = 5;
 
@@ -41,19 +50,14 @@ impl Replicator {
     /// A dsync process of this node, ours or the peer's dsync-server, tells what it saw.
     pub fn handle_observed(&mut self, now: Now, username: &[u8], observed: &Observed) {
         self.totals.healed_guids += u64::from(observed.guids_healed);
-        if observed.same_hostname.is_empty() {
-            return;
-        }
-        // Of several it is not known which one it was; a user whom only the peer has synced was not looked up yet.
-        let user = self.users.find(username);
-        let user = user.filter(|user| self.users.replicas(*user) == 1);
-        let row = user.and_then(|user| self.users.row(RowId { user, replica: 0 }));
-        let peer = row.and_then(|row| row.peer);
-        let Some(peer) = peer.or_else(|| self.peers.only()) else {
+        let Some(hostnames) = &observed.hostnames else {
             return;
         };
-        let name = String::from_utf8_lossy(&observed.same_hostname).into_owned();
-        if self.peers.has_same_hostname(peer, &name, now.mono) {
+        let Some(peer) = self.peer_of_sync(username, hostnames.side) else {
+            return;
+        };
+        if self.peers.is_called(peer, hostnames, now.mono) {
+            let name = String::from_utf8_lossy(&hostnames.own).into_owned();
             self.log.push(LogEvent {
                 level: Level::Error,
                 username: None,
@@ -64,6 +68,21 @@ impl Replicator {
                 ),
             });
         }
+    }
+
+    /// Which peer a dsync process of this node has talked with.
+    fn peer_of_sync(&self, username: &[u8], side: Side) -> Option<PeerId> {
+        let user = self.users.find(username);
+        if side == Side::Ours {
+            let is_running = |id: &RowId| matches!(self.queue.place(*id), Place::Running(_));
+            let row = self.users.row_ids(user?).find(is_running)?;
+            return self.users.row(row)?.peer;
+        }
+        // Of several it is not known which one it was; a user whom only the peer has synced was not looked up yet.
+        let user = user.filter(|user| self.users.replicas(*user) == 1);
+        let row = user.and_then(|user| self.users.row(RowId { user, replica: 0 }));
+        let peer = row.and_then(|row| row.peer);
+        peer.or_else(|| self.peers.only())
     }
 
     /// Somebody changed something during the sync: it is done again, with the state that it had.
@@ -122,11 +141,25 @@ impl Replicator {
                 self.say_of_row(Level::Info, id, text);
             }
         }
-        // Whoever it is steps back at the same time if both held what the other wanted: half of it is random.
-        let pause = doubled(SHORTEST_STEP_BACK, LONGEST_STEP_BACK, locks);
-        let pause = pause - self.jitter.part_of(pause / 2);
+        let pause = self.step_back(now, id, locks);
         self.place(id, Place::Retry(now.mono + pause));
         self.refuse_waiters(Whom::User(id.user), "Locked by another dsync of the user");
+    }
+
+    /// Whoever it is steps back at the same time if both held what the other wanted.
+    fn step_back(&mut self, now: Now, id: RowId, locks: u32) -> Duration {
+        let peer = self.users.row(id).and_then(|row| row.peer);
+        let peer = peer.and_then(|peer| self.peers.get(peer));
+        let (shortest, longest) = match peer.and_then(|peer| peer.order(now.mono)) {
+            Some(Ordering::Less) => (SHORTEST_OF_FIRST, LONGEST_OF_FIRST),
+            Some(Ordering::Greater) => (SHORTEST_OF_SECOND, LONGEST_OF_SECOND),
+            // Half of it is random.
+            Some(Ordering::Equal) | None => {
+                let pause = doubled(SHORTEST_STEP_BACK, LONGEST_STEP_BACK, locks);
+                return pause - self.jitter.part_of(pause / 2);
+            }
+        };
+        self.jitter.shorten(doubled(shortest, longest, locks))
     }
 
     /// What the sync was started for is still to be done.

@@ -4,6 +4,7 @@
 //! the peer's fault. While the probe fails its users wait; one probe at a time goes on, at first every second and
 //! a half at most. Other targets cannot be probed and always count as reachable.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use super::action::ProbeId;
 use super::backoff::{Jitter, doubled};
 use super::config::{MAX_PEERS, MAX_TARGET_BYTES};
+use crate::engine::healing::Hostnames;
 use crate::engine::time::{Mono, Now, UnixSecs};
 
 /// The first probes of a peer that is away are at most this far apart, begin to begin.
@@ -20,7 +22,7 @@ const AT_FIRST: Duration = Duration::from_secs(5 * 60);
 /// Later they are at most this far apart.
 const PROBE_PAUSE_LATER: Duration = Duration::from_secs(30);
 /// It may have been given another one since: each of its dsyncs shows it.
-const SAME_HOSTNAME_BELIEVED: Duration = Duration::from_secs(60 * 60);
+const HOSTNAMES_BELIEVED: Duration = Duration::from_secs(60 * 60);
 const SHORTEST_PROBE_PAUSE: Duration = Duration::from_millis(250);
 
 /// A slot of the table of peers; used again when no user has the peer any more.
@@ -71,8 +73,8 @@ pub(super) struct Peer {
     pub(super) reachable: Option<bool>,
     pub(super) since: UnixSecs,
     pub(super) reason: String,
-    /// It has this node's host name, as was last seen then.
-    same_hostname: Option<(String, Mono)>,
+    /// Its host name and this node's, as were last seen then.
+    hostnames: Option<(Hostnames, Mono)>,
     probing: Option<(ProbeId, Mono)>,
 }
 
@@ -128,7 +130,7 @@ impl Peers {
             reachable: None,
             since: UnixSecs::default(),
             reason: String::new(),
-            same_hostname: None,
+            hostnames: None,
             probing: None,
         });
         self.by_target.insert(target.into(), id);
@@ -283,14 +285,14 @@ impl Peers {
         proof
     }
 
-    /// A dsync process has seen that it is called as this node. True: that was not known.
-    pub(super) fn has_same_hostname(&mut self, id: PeerId, name: &str, now: Mono) -> bool {
+    /// A dsync process has seen how it and this node are called. True: in the same way, and that was not known.
+    pub(super) fn is_called(&mut self, id: PeerId, hostnames: &Hostnames, now: Mono) -> bool {
         let Some(peer) = self.get_mut(id) else {
             return false;
         };
-        let is_new = peer.same_hostname(now) != Some(name);
-        peer.same_hostname = Some((name.to_owned(), now));
-        is_new
+        let is_known = peer.same_hostname(now) == Some(&*hostnames.own);
+        peer.hostnames = Some((hostnames.clone(), now));
+        hostnames.are_the_same() && !is_known
     }
 
     /// When the next probe of a peer that is away is to begin.
@@ -315,9 +317,19 @@ impl Peers {
 
 impl Peer {
     /// The host name that it shares with this node.
-    pub(super) fn same_hostname(&self, now: Mono) -> Option<&str> {
-        let (name, seen) = self.same_hostname.as_ref()?;
-        (now.since(*seen) < SAME_HOSTNAME_BELIEVED).then_some(name)
+    pub(super) fn same_hostname(&self, now: Mono) -> Option<&[u8]> {
+        let hostnames = self.hostnames(now)?;
+        hostnames.are_the_same().then_some(&hostnames.own)
+    }
+
+    /// How this node's host name compares with its; None where it is not known.
+    pub(super) fn order(&self, now: Mono) -> Option<Ordering> {
+        self.hostnames(now).map(Hostnames::order)
+    }
+
+    fn hostnames(&self, now: Mono) -> Option<&Hostnames> {
+        let (hostnames, seen) = self.hostnames.as_ref()?;
+        (now.since(*seen) < HOSTNAMES_BELIEVED).then_some(hostnames)
     }
 
     pub(super) fn next_probe(&self) -> Option<Mono> {

@@ -125,7 +125,10 @@ impl Replicator {
             reachable: peer.reachable,
             since: peer.since,
             reason: peer.reason.clone(),
-            same_hostname: peer.same_hostname(now.mono).unwrap_or_default().to_owned(),
+            same_hostname: String::from_utf8_lossy(
+                peer.same_hostname(now.mono).unwrap_or_default(),
+            )
+            .into_owned(),
             waiting: u32::try_from(self.queue.waiting_for(id).count()).unwrap_or(u32::MAX),
             users: peer.users,
             next_probe_secs: peer.next_probe().map(|at| {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::world::World;
 use super::*;
 use crate::engine::Priority;
+use crate::engine::healing::{Hostnames, Observed, Side};
 
 const ROUNDS: u64 = 300;
 const TURNS: usize = 250;
@@ -174,7 +175,7 @@ impl Simulation {
         let username = self.user();
         let full = self.rng.bool();
         let name = username.as_bytes();
-        match self.rng.u8(..6) {
+        match self.rng.u8(..7) {
             0 => {
                 let command = self.world.command(|engine, now, command| {
                     engine.handle_replicate(now, command, Priority::Low, true, name);
@@ -198,7 +199,8 @@ impl Simulation {
                     engine.handle_add(now, command, name);
                 });
             }
-            4 => {
+            4 => self.see_hostnames(&username),
+            5 => {
                 let tells_state = self.rng.bool();
                 self.world.peer_syncs(&username, full, tells_state);
             }
@@ -215,6 +217,24 @@ impl Simulation {
                 }
             }
         }
+    }
+
+    /// A dsync process tells how both nodes are called.
+    fn see_hostnames(&mut self, username: &str) {
+        let mut name = || self.rng.choice([b"a", b"b", b"c"]).expect("some").to_vec();
+        let (peer, own) = (name(), name());
+        let side = match self.rng.bool() {
+            true => Side::Ours,
+            false => Side::Peers,
+        };
+        let observed = Observed {
+            guids_healed: 0,
+            hostnames: Some(Hostnames { peer, own, side }),
+        };
+        let now = self.world.now;
+        self.world
+            .engine
+            .handle_observed(now, username.as_bytes(), &observed);
     }
 
     fn hang_up(&mut self) {

@@ -15,9 +15,10 @@
 //! All else is stock's, untouched.
 
 use std::ffi::{CStr, OsStr, c_int};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::ptr;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use super::{mailboxes, observer, watchdog};
 use crate::cli::client;
+use crate::engine::healing::Side;
 use crate::host::bindings as ffi;
 use crate::host::doveadm::base_dir;
 use crate::host::guard::guard;
@@ -45,6 +47,8 @@ const EX_TEMPFAIL: c_int = 75;
 /// Commands whose context was freed without a deinit would stay: the oldest goes beyond this many.
 const WRAPPED_MAX: usize = 64;
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Of the replicator's greeting and its answer.
+const ANSWER_BYTES_MAX: u64 = 4096;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -247,11 +251,16 @@ fn before_privileges_are_dropped(
     false
 }
 
-fn client_fd(context: *mut Context) -> c_int {
+/// Of a context that is served.
+fn client_input(context: *mut Context) -> *mut ffi::istream {
     // SAFETY: `is_served` has found the pointer set.
     let cctx = unsafe { (*context).cctx };
     // SAFETY: as above.
-    let input = unsafe { (*cctx).input };
+    unsafe { (*cctx).input }
+}
+
+fn client_fd(context: *mut Context) -> c_int {
+    let input = client_input(context);
     if input.is_null() {
         return -1;
     }
@@ -268,6 +277,7 @@ fn connect_to_replicator() -> Option<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
     // It is also how long a full listen queue is waited for.
     set_socket_timeout(&socket, Timeout::Send, Some(NOTIFY_TIMEOUT)).ok()?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(NOTIFY_TIMEOUT)).ok()?;
     connect(&socket, &address).ok()?;
     Some(UnixStream::from(socket))
 }
@@ -295,7 +305,8 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
     version::after_run(context);
     observer::unwatch();
     watchdog::disarm();
-    guard("run", (), || tell_observed(user));
+    guard("run", (), || tell_observed(user, result < 0));
+    guard("run", (), || say_lock_failure(result < 0));
     if result >= 0 {
         guard("run", (), || notify_ourselves(context, user));
     }
@@ -330,23 +341,36 @@ fn notify_ourselves(context: *mut Context, user: *mut ffi::mail_user) {
     let _ = replicator.write_all(&client::notify_request(username.to_bytes()));
 }
 
-/// The peer's handshake comes on the client's connection.
+/// Where the peer's handshake comes.
 fn watch_handshake(context: *mut Context) {
-    let is_server = with(context, |w| w.kind == Kind::Server);
-    if is_server != Some(true) || !is_served(context) {
+    let Some((kind, notify)) = with(context, |w| (w.kind, w.notify)) else {
         return;
+    };
+    let is_replicators = notify || version::WATCHES_EVERY_SYNC;
+    let served = is_served(context);
+    match kind {
+        // SAFETY: the client's stream lives as long as the command.
+        Kind::Server if served => unsafe { observer::watch(client_input(context), Side::Peers) },
+        Kind::Server if is_replicators => observer::watch_next(ptr::null_mut(), Side::Peers),
+        Kind::Sync if is_replicators && served => {
+            observer::watch_next(client_input(context), Side::Ours);
+        }
+        _ => {}
     }
-    // SAFETY: `is_served` has found the pointer set.
-    let cctx = unsafe { (*context).cctx };
-    // SAFETY: as above.
-    let input = unsafe { (*cctx).input };
-    // SAFETY: the client's stream lives as long as the command, and `run` ends the watch.
-    unsafe { observer::watch(input) };
+}
+
+/// The replicator reads it as the reason.
+fn say_lock_failure(failed: bool) {
+    let failure = observer::take_lock_failure();
+    if let Some(line) = failure.filter(|_| failed) {
+        log::error!("{line}");
+    }
 }
 
 /// Tells the replicator what this process saw, if it saw anything.
-fn tell_observed(user: *mut ffi::mail_user) {
-    let observed = observer::take();
+fn tell_observed(user: *mut ffi::mail_user, failed: bool) {
+    let mut observed = observer::take();
+    observed.keep_hostnames_that_matter(failed);
     if observed.is_empty() {
         return;
     }
@@ -357,7 +381,17 @@ fn tell_observed(user: *mut ffi::mail_user) {
         let username = unsafe { CStr::from_ptr(username) };
         // The replicator may be gone by now: it will be told at the next sync, or there is nothing left to be told.
         let _ = replicator.write_all(&client::observed_request(username.to_bytes(), &observed));
+        await_answer(&replicator);
     }
+}
+
+/// The replicator is to know it before it hears, on another connection, how the sync ended: then it knows of which peer it is, and what a
+/// lock is to mean. It is rare that anything is told, and the wait is short.
+fn await_answer(replicator: &UnixStream) {
+    let greeting_and_answer = BufReader::new(replicator.take(ANSWER_BYTES_MAX))
+        .lines()
+        .take(2);
+    let _ = greeting_and_answer.take_while(Result::is_ok).count();
 }
 
 /// A connection to the replicator to tell it of a sync that the peer ran, if nobody else does: also of one without `-U`, which a

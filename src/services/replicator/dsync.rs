@@ -462,6 +462,7 @@ fn is_unreachable(error: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::healing::locked_at_peer;
 
     fn changed(state: &[u8]) -> SyncOutcome {
         let state = state.to_vec();
@@ -517,6 +518,7 @@ mod tests {
         for error in [
             "Couldn't lock /home/u/.dovecot-sync.lock: Timed out after 30 seconds",
             "Failed to lock mailbox INBOX for dsyncing: Timed out after 30 seconds",
+            &locked_at_peer("node-a", 30),
         ] {
             assert_eq!(outcome(error), SyncOutcome::Locked);
         }

@@ -11,6 +11,7 @@ mod commands;
 mod durability;
 mod failures;
 mod healing;
+mod locks;
 mod peers;
 mod schedule;
 mod settle;
