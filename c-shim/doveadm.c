@@ -127,6 +127,11 @@ static void shim_context_deactivate(void *context ATTR_UNUSED)
 {
 }
 
+bool replication_doveadm_is_in_ioloop(void)
+{
+	return current_ioloop != NULL && io_loop_is_running(current_ioloop);
+}
+
 struct ioloop_context *replication_doveadm_on_activate(replication_activate_t *activate)
 {
 	struct ioloop_context *ctx =

@@ -51,6 +51,8 @@ struct istream_private *replication_doveadm_private(struct istream *stream);
 /* Makes the stream read by another function; gives the one it had. */
 replication_stream_read_t *
 replication_doveadm_replace_read(struct istream_private *stream, replication_stream_read_t *read);
+/* Whether an ioloop is at work: this is called from one of its callbacks, and not from what comes after it was stopped. */
+bool replication_doveadm_is_in_ioloop(void);
 struct ioloop_context;
 typedef void replication_activate_t(void);
 /* Calls back in front of each I/O callback of the context that the process is in, a user's, until replication_doveadm_inactive(). One at a

@@ -12,6 +12,7 @@ use harness::client::message;
 use harness::compare::is_nonexistent;
 use harness::convergence::Course;
 use harness::faults::{self, Fault};
+use harness::node::MAIL_USER;
 use harness::ports::Port;
 use harness::proxy::{Link, Proxy};
 use harness::run::trial;
@@ -20,6 +21,9 @@ use harness::{
     wait_for,
 };
 use libtest_mimic::Trial;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -79,6 +83,12 @@ fn main() -> ExitCode {
                 newer_mail,
             );
             push(&mut trials, target, "dsync/percent_in_a_name", percent);
+            push(
+                &mut trials,
+                target,
+                "sync_that_is_cut_off_leaves_all_to_the_mail_user",
+                cut_off_as_mail_user,
+            );
             push(
                 &mut trials,
                 target,
@@ -246,6 +256,10 @@ struct ByHand {
 
 impl ByHand {
     fn start(target: &Target) -> Outcome<ByHand> {
+        Self::of(target, Format::Sdbox)
+    }
+
+    fn of(target: &Target, format: Format) -> Outcome<ByHand> {
         let ports = [Port::take()?, Port::take()?];
         let start = |hostname, port: &Port| {
             let replication = Replication {
@@ -256,7 +270,7 @@ impl ByHand {
                 .services()
                 .mail_plugins("notify acl")
                 .hostname(hostname)
-                .format(Format::Sdbox)
+                .format(format)
                 .users([User::local("u1")])
                 .config(&replication.render(target.series()))
                 .start()
@@ -378,6 +392,63 @@ fn left_after_cut(target: &Target, bytes: usize, full: bool) -> Outcome<usize> {
     }
     nodes.finish()?;
     Ok(found.split_whitespace().skip(2).count())
+}
+
+/// What a dsync-server has got when its connection ends is saved: as the mail user, although its process may be root for its NOTIFY.
+fn cut_off_as_mail_user(target: &Target) -> Outcome {
+    const CUTS: usize = 3;
+    const MAILS: usize = 30;
+    for format in [Format::Maildir, Format::Mdbox] {
+        for cut in 1..=CUTS {
+            let nodes = ByHand::of(target, format)?;
+            let mut lmtp = nodes.a.lmtp()?;
+            lmtp.deliver(&["u1"], &message("first"))?;
+            lmtp.quit()?;
+            let state = nodes.sync("")?;
+            // Each UID is given on both: dsync renumbers, so files are written anew.
+            for (node, name) in [(&nodes.a, "a"), (&nodes.b, "b")] {
+                let mut lmtp = node.lmtp()?;
+                for number in 0..MAILS {
+                    let body = "a line of a mail that takes a while on the wire\r\n".repeat(200);
+                    let mail = message(&format!("{name}-{number}")) + &body;
+                    lmtp.deliver(&["u1"], &mail)?;
+                }
+                lmtp.quit()?;
+            }
+            nodes.to_b.set(Link::CutAfter(cut * 80_000));
+            let (ok, said, logged) = nodes.dsync(&["-U", "-s", &state])?;
+            check(!ok, || format!("not cut off: {said} {logged}"))?;
+            wait_for("the end of dsync-server", PATIENCE, || {
+                let workers = nodes.b.processes("doveadm-server")?;
+                Ok(workers.is_empty().then_some(()))
+            })?;
+            let strangers = owned_by_others(&nodes.b.path("mail"))?;
+            check(strangers.is_empty(), || format!("{strangers:?}"))?;
+            for node in [&nodes.a, &nodes.b] {
+                // What the cut makes dsync say differs with its moment.
+                node.tolerate_log("dsync");
+                node.tolerate_log("doveadm");
+            }
+            nodes.finish()?;
+        }
+    }
+    Ok(())
+}
+
+/// The files below `dir` whose owner is not the mail user.
+fn owned_by_others(dir: &Path) -> Outcome<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.uid() != MAIL_USER.1 {
+            found.push(entry.path());
+        }
+        if metadata.is_dir() {
+            found.extend(owned_by_others(&entry.path())?);
+        }
+    }
+    Ok(found)
 }
 
 /// Dovecot lists a deleted mailbox that has children as if it could be selected, for a while at least.

@@ -105,11 +105,17 @@ unsafe extern "C" fn close(stream: *mut ffi::iostream_private, close_parent: boo
         unsafe { ffi::replication_doveadm_restore_close(stream, Some(stock)) };
         // SAFETY: stock's own function with what it was to be called with.
         unsafe { stock(stream, close_parent) };
-        guard("close", (), become_root);
+        guard("close", (), become_root_for_notify);
     }
 }
 
-fn become_root() {
+/// Only if nothing but the NOTIFY is still to come: a connection that is lost is closed at once, within the ioloop, and what dsync has got so
+/// far is saved after that, with the mail user's rights. Stock's NOTIFY of such a sync does not reach a socket that is root's.
+fn become_root_for_notify() {
+    // SAFETY: no precondition.
+    if unsafe { ffi::replication_doveadm_is_in_ioloop() } {
+        return;
+    }
     // SAFETY: no precondition.
     let uid = unsafe { libc::geteuid() };
     // Known before it is needed: nothing may keep `after_run` from lowering it again.
