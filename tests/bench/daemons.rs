@@ -4,8 +4,8 @@ use crate::burst::{self, Burst};
 use crate::daemon_sides::{Daemons, Start, executables};
 use crate::fakes::name;
 use crate::node::Side;
-use crate::report::{NOTHING, Table, digits, line, seconds};
-use crate::statistics::{maximum, median};
+use crate::report::{NOTHING, Table, digits, line, ratio, seconds};
+use crate::statistics::{maximum, median, ratios};
 use crate::{Outcome, Setup, in_turn, progress};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{scope, sleep};
@@ -73,6 +73,63 @@ impl Candidate {
             self.figures.failure = Some(format!("{what}: {error}"));
         }
     }
+}
+
+/// A figure that is taken once each round.
+type ByRound = fn(&Figures) -> &Vec<f64>;
+
+/// Compares the CPU per sync alone, round by round, and prints a table for all sizes.
+///
+/// # Errors
+/// When Dovecot itself does not start.
+pub fn compare_syncs(setup: &Setup) -> Outcome {
+    let head = ["per sync", "stock", "ours", "ours/stock"];
+    let mut table = Table::new("CPU per sync", &head);
+    for &users in &setup.users {
+        let mut candidates = Vec::new();
+        for side in [Side::Stock, Side::Ours] {
+            let daemons = Daemons::new(setup, side, users, &format!("syncs-{users}"))?;
+            daemons.write_state()?;
+            daemons.start()?;
+            candidates.push(Candidate {
+                daemons,
+                figures: Figures::default(),
+                base_bytes: 0.0,
+            });
+        }
+        // The first round is for what a process does once.
+        for round in 0..=setup.rounds {
+            for candidate in in_turn(&mut candidates, round) {
+                candidate.step("CPU per sync", |daemons, figures| {
+                    measure_syncs(daemons, round, figures)
+                });
+            }
+        }
+        let [stock, ours] = [0, 1].map(|at: usize| candidates.get(at).map(|c| &c.figures));
+        let (Some(stock), Some(ours)) = (stock, ours) else {
+            continue;
+        };
+        let figures: [(&str, ByRound); 3] = [
+            ("CPU of the replicator", |figures| &figures.sync_cpu),
+            ("CPU of the aggregator", |figures| &figures.aggregator_cpu),
+            ("time", |figures| &figures.sync_wall),
+        ];
+        for (what, figure) in figures {
+            let of = |figures| figure(figures).get(1..).unwrap_or_default();
+            let (stock, ours) = (of(stock), of(ours));
+            table.row(vec![
+                format!("{what}, {users} users"),
+                seconds(median(stock)),
+                seconds(median(ours)),
+                ratio(&ratios(ours, stock)),
+            ]);
+        }
+        for failure in candidates.iter().filter_map(|c| c.figures.failure.as_ref()) {
+            table.note(format!("{users} users: failed at {failure}"));
+        }
+    }
+    table.print();
+    Ok(())
 }
 
 /// Compares the daemons at each size and prints a table each.

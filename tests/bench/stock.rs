@@ -109,6 +109,7 @@ fn run() -> Outcome {
         match comparison.as_str() {
             "plugin" => plugin::compare(&setup)?,
             "daemons" => daemons::compare(&setup)?,
+            "syncs" => daemons::compare_syncs(&setup)?,
             "end-to-end" => end_to_end::compare(&setup)?,
             other => return Err(format!("unknown comparison {other:?}").into()),
         }

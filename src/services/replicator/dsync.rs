@@ -116,8 +116,22 @@ impl Replicator {
         let is_preauthenticated = *self.doveadm_preauthenticated.get_or_insert_with(|| {
             std::fs::metadata(&path).is_ok_and(|socket| socket.mode() & 0o777 == 0o600)
         });
+        let parameters = match self.several_replicas.contains(&username) {
+            true => &self.parameters_of_several,
+            false => &self.parameters,
+        };
+        let arguments = parameters.arguments(&target, full, state);
+        let mut hello = Vec::with_capacity(COMMAND_BYTES + state.len());
+        doveadm_server::append_hello(&mut hello);
+        let mut command = None;
+        let out = match is_preauthenticated {
+            true => &mut hello,
+            false => command.insert(Vec::new()),
+        };
+        doveadm_server::append_command(out, &username, "sync", arguments);
         let slot = self.free_slot();
-        let mut socket = match Socket::connect(&path, self.poll.registry(), Token(slot)) {
+        let registry = self.poll.registry();
+        let socket = match Socket::connect_and_say(&path, registry, Token(slot), hello) {
             Ok(socket) => socket,
             Err(reason) => {
                 self.free.push(slot);
@@ -128,21 +142,6 @@ impl Replicator {
             }
         };
         self.doveadm_connect_failed = None;
-        socket.want_sender_pid();
-        let parameters = match self.several_replicas.contains(&username) {
-            true => &self.parameters_of_several,
-            false => &self.parameters,
-        };
-        let arguments = parameters.arguments(&target, full, state);
-        let out = socket.output();
-        out.reserve(COMMAND_BYTES + state.len());
-        doveadm_server::append_hello(out);
-        let mut command = None;
-        let out = match is_preauthenticated {
-            true => out,
-            false => command.insert(Vec::new()),
-        };
-        doveadm_server::append_command(out, &username, "sync", arguments);
         let sync_type = match full {
             true => SyncType::Full,
             false => SyncType::Incremental,
@@ -163,7 +162,6 @@ impl Replicator {
         };
         self.syncs.insert(sync, slot);
         self.put(slot, socket, Peer::Dsync(dsync));
-        self.unflushed.push(slot);
     }
 
     pub(super) fn serve_dsync(&mut self, now: Now, socket: &mut Socket, dsync: &mut Dsync) -> Turn {

@@ -330,6 +330,10 @@ impl Replicator {
             Peer::Dsync(dsync) => self.serve_dsync(now, socket, dsync),
             Peer::Userdb(userdb) => self.serve_userdb(now, socket, userdb),
         };
+        let turn = match socket.watch_room(self.poll.registry(), Token(slot)) {
+            Ok(()) => turn,
+            Err(_) => Turn::Close,
+        };
         match turn {
             Turn::Close => self.close(now, slot, connection),
             Turn::Wait => self.restore(slot, connection),
@@ -392,11 +396,19 @@ impl Replicator {
                 self.queue(slot);
             }
         }
-        for slot in std::mem::take(&mut self.unflushed) {
-            if let Some(connection) = self.connection(slot) {
-                connection.socket.flush();
+        for &slot in &self.unflushed {
+            let registry = self.poll.registry();
+            let Some(Some(connection)) = self.connections.get_mut(slot) else {
+                continue;
+            };
+            connection.socket.flush();
+            let watched = connection.socket.watch_room(registry, Token(slot));
+            if watched.is_err() && !std::mem::replace(&mut connection.queued, true) {
+                // Its turn finds it, and ends it.
+                self.ready.push_back(slot);
             }
         }
+        self.unflushed.clear();
     }
 
     fn perform(&mut self, now: Now, action: Action) {

@@ -22,7 +22,8 @@ pub(super) enum Input {
     Closed,
 }
 
-/// A stream, registered with the poll for both directions, edge-triggered.
+/// A stream, registered with the poll, edge-triggered. The kernel is asked to tell of room for output only once there was none:
+/// it would tell at the start, and again whenever the other side has read something.
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: UnixStream,
@@ -38,25 +39,35 @@ pub(super) struct Socket {
     ending: bool,
     /// A read ends where another process's bytes begin, also if there are more.
     tells_sender: bool,
+    /// The kernel is asked to tell of room.
+    watches_room: bool,
 }
 
 impl Socket {
     /// A connection to a socket of this path, before any byte of it is read.
     pub(super) fn connect(path: &Path, registry: &Registry, token: Token) -> Result<Self, String> {
-        UnixStream::connect(path)
-            .and_then(|stream| Self::register(stream, registry, token))
-            .map_err(|error| {
-                let reason = match error.raw_os_error() {
-                    Some(errno) => rustix::io::Errno::from_raw_os_error(errno).to_string(),
-                    None => error.to_string(),
-                };
-                let reason = reason
-                    .split(" (os error")
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned();
-                format!("connect({}) failed: {reason}", path.display())
-            })
+        let stream = connect_stream(path)?;
+        Self::new(stream)
+            .register(registry, token)
+            .map_err(|error| connect_failed(path, &error))
+    }
+
+    /// The same, with its first output, and the kernel asked to tell which process the other side's bytes come
+    /// from. What is said at once, the other side finds when it wakes up: it is not woken up twice.
+    pub(super) fn connect_and_say(
+        path: &Path,
+        registry: &Registry,
+        token: Token,
+        output: Vec<u8>,
+    ) -> Result<Self, String> {
+        let mut socket = Self::new(connect_stream(path)?);
+        socket.tells_sender =
+            rustix::net::sockopt::set_socket_passcred(&socket.stream, true).is_ok();
+        socket.output = output;
+        socket.flush();
+        socket
+            .register(registry, token)
+            .map_err(|error| connect_failed(path, &error))
     }
 
     /// A connection that was accepted.
@@ -67,16 +78,11 @@ impl Socket {
     ) -> std::io::Result<Self> {
         let stream = StdUnixStream::from(fd);
         stream.set_nonblocking(true)?;
-        Self::register(UnixStream::from_std(stream), registry, token)
+        Self::new(UnixStream::from_std(stream)).register(registry, token)
     }
 
-    fn register(
-        mut stream: UnixStream,
-        registry: &Registry,
-        token: Token,
-    ) -> std::io::Result<Self> {
-        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self {
+    fn new(stream: UnixStream) -> Self {
+        Self {
             stream,
             output: Vec::new(),
             sent: 0,
@@ -85,12 +91,29 @@ impl Socket {
             drained: false,
             ending: false,
             tells_sender: false,
-        })
+            watches_room: false,
+        }
     }
 
-    /// Asks the kernel to tell which process the other side's bytes come from.
-    pub(super) fn want_sender_pid(&mut self) {
-        self.tells_sender = rustix::net::sockopt::set_socket_passcred(&self.stream, true).is_ok();
+    fn register(mut self, registry: &Registry, token: Token) -> std::io::Result<Self> {
+        registry.register(&mut self.stream, token, Interest::READABLE)?;
+        self.watch_room(registry, token)?;
+        Ok(self)
+    }
+
+    /// Has the kernel tell of room, if there was none for what is to be sent. To be called after each [`Socket::flush`].
+    ///
+    /// # Errors
+    ///
+    /// It will not tell: the connection cannot go on.
+    pub(super) fn watch_room(&mut self, registry: &Registry, token: Token) -> std::io::Result<()> {
+        if !self.blocked || self.watches_room {
+            return Ok(());
+        }
+        let both = Interest::READABLE | Interest::WRITABLE;
+        registry.reregister(&mut self.stream, token, both)?;
+        self.watches_room = true;
+        Ok(())
     }
 
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Input {
@@ -190,5 +213,61 @@ impl Socket {
             self.sent = 0;
         }
         !self.broken
+    }
+}
+
+fn connect_stream(path: &Path) -> Result<UnixStream, String> {
+    UnixStream::connect(path).map_err(|error| connect_failed(path, &error))
+}
+
+fn connect_failed(path: &Path, error: &std::io::Error) -> String {
+    let reason = match error.raw_os_error() {
+        Some(errno) => rustix::io::Errno::from_raw_os_error(errno).to_string(),
+        None => error.to_string(),
+    };
+    let reason = reason.split(" (os error").next().unwrap_or_default();
+    format!("connect({}) failed: {reason}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mio::{Events, Poll};
+    use std::time::Duration;
+
+    fn tells_of_room(poll: &mut Poll) -> bool {
+        let mut events = Events::with_capacity(8);
+        let wait = Some(Duration::from_millis(50));
+        poll.poll(&mut events, wait).unwrap();
+        events.iter().any(Event::is_writable)
+    }
+
+    #[test]
+    fn room_for_output_is_told_of_only_after_there_was_none() {
+        let mut poll = Poll::new().unwrap();
+        let (ours, mut theirs) = StdUnixStream::pair().unwrap();
+        let fd = OwnedFd::from(ours);
+        let mut socket = Socket::accepted(fd, poll.registry(), Token(0)).unwrap();
+        socket.output().extend_from_slice(b"short");
+        socket.flush();
+        socket.watch_room(poll.registry(), Token(0)).unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        assert_eq!(theirs.read(&mut buffer).unwrap(), 5);
+        assert!(!tells_of_room(&mut poll));
+
+        let long = vec![b'x'; 4 << 20];
+        socket.output().extend_from_slice(&long);
+        socket.flush();
+        assert!(socket.unsent() > 0);
+        socket.watch_room(poll.registry(), Token(0)).unwrap();
+        let mut received = 0;
+        while received < long.len() {
+            received += theirs.read(&mut buffer).unwrap();
+            if socket.unsent() > 0 && tells_of_room(&mut poll) {
+                socket.blocked = false;
+                socket.flush();
+            }
+        }
+        assert_eq!(socket.unsent(), 0);
     }
 }

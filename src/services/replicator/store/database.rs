@@ -4,19 +4,37 @@ use super::*;
 
 /// The statements of a [`Worker::put`], looked up once for all of a transaction.
 pub(super) struct Puts<'c> {
-    replica: CachedStatement<'c>,
-    state: CachedStatement<'c>,
+    /// The record and its state.
+    replace: CachedStatement<'c>,
+    /// The record; its state stays.
+    keep: CachedStatement<'c>,
 }
 
 impl<'c> Puts<'c> {
     pub(super) fn prepare(connection: &'c Connection) -> rusqlite::Result<Self> {
-        let replica = "INSERT OR REPLACE INTO replica VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+        let replace =
+            "INSERT OR REPLACE INTO replica VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+        let keep = "INSERT INTO replica VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)
+             ON CONFLICT(username, target_id) DO UPDATE SET
+                 priority = excluded.priority, last_update = excluded.last_update,
+                 last_fast_sync = excluded.last_fast_sync, last_full_sync = excluded.last_full_sync,
+                 last_success = excluded.last_success, failures = excluded.failures,
+                 force_full = excluded.force_full, has_state = excluded.has_state,
+                 reason = excluded.reason, stale = excluded.stale";
         Ok(Self {
-            replica: connection.prepare_cached(replica)?,
-            state: connection.prepare_cached("INSERT OR REPLACE INTO state VALUES(?, ?, ?)")?,
+            replace: connection.prepare_cached(replace)?,
+            keep: connection.prepare_cached(keep)?,
         })
     }
 }
+
+/// From version 1, which had the states in a table of their own: a sync wrote two rows.
+const FROM_VERSION_1: &str = "
+    ALTER TABLE replica ADD COLUMN state BLOB;
+    UPDATE replica SET state = (SELECT state.state FROM state
+        WHERE state.username = replica.username AND state.target_id = replica.target_id);
+    DROP TABLE state;
+    PRAGMA user_version = 2;";
 
 impl Worker {
     pub(super) fn open(&mut self, lost: bool) -> Result<Connection, OpenError> {
@@ -43,7 +61,7 @@ impl Worker {
             return Err(OpenError::Unreadable(
                 "it is no replication database".into(),
             ));
-        } else if version != VERSION {
+        } else if version != VERSION && version != 1 {
             return Err(OpenError::Unreadable(format!(
                 "its version is {version}, {VERSION} is known"
             )));
@@ -62,6 +80,10 @@ impl Worker {
         self.targets.clear();
         if is_new {
             self.create(&mut connection, lost)?;
+        } else if version == 1 {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(FROM_VERSION_1)?;
+            transaction.commit()?;
         }
         let mut statement = connection.prepare("SELECT id, target FROM target")?;
         let mut rows = statement.query([])?;
@@ -86,10 +108,7 @@ impl Worker {
                  last_full_sync INTEGER NOT NULL, last_success INTEGER NOT NULL,
                  failures INTEGER NOT NULL, force_full INTEGER NOT NULL,
                  has_state INTEGER NOT NULL, reason TEXT NOT NULL, stale INTEGER NOT NULL,
-                 PRIMARY KEY(username, target_id)) WITHOUT ROWID;
-             CREATE TABLE state(
-                 username TEXT NOT NULL, target_id INTEGER NOT NULL, state BLOB NOT NULL,
-                 PRIMARY KEY(username, target_id)) WITHOUT ROWID;
+                 state BLOB, PRIMARY KEY(username, target_id)) WITHOUT ROWID;
              CREATE TABLE meta(key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
              CREATE VIEW status AS SELECT username, target,
                  CASE priority WHEN 0 THEN 'none' WHEN 1 THEN 'low' WHEN 2 THEN 'high'
@@ -281,13 +300,13 @@ impl Worker {
             return Ok(Vec::new());
         };
         let mut statement = connection
-            .prepare_cached("SELECT state FROM state WHERE username = ? AND target_id = ?")?;
+            .prepare_cached("SELECT state FROM replica WHERE username = ? AND target_id = ?")?;
         let state = statement
             .query_row(rusqlite::params![Text(username), target_id], |row| {
-                Ok(row.get_ref(0)?.as_bytes()?.to_vec())
+                Ok(row.get_ref(0)?.as_bytes_or_null()?.map(<[u8]>::to_vec))
             })
             .optional()?;
-        Ok(state.unwrap_or_default())
+        Ok(state.flatten().unwrap_or_default())
     }
 
     pub(super) fn reload_targets(&mut self, connection: &Connection) -> rusqlite::Result<()> {
@@ -340,31 +359,32 @@ impl Worker {
         state: &StateChange,
     ) -> rusqlite::Result<()> {
         let target_id = self.target_id(connection, &record.target)?;
-        let username = Text(&record.username);
-        puts.replica.execute(rusqlite::params![
-            username,
-            target_id,
-            record.priority as u8,
-            record.last_update.0,
-            record.last_fast_sync.0,
-            record.last_full_sync.0,
-            record.last_success.0,
-            record.failures,
-            record.force_full,
-            record.has_state,
-            record.reason,
-            record.stale as u8,
-        ])?;
-        match state {
-            StateChange::Keep | StateChange::CopyFrom(_) => {}
-            StateChange::Set(state) if !state.is_empty() => {
-                puts.state
-                    .execute(rusqlite::params![username, target_id, state])?;
-            }
-            StateChange::Set(_) | StateChange::Forget => {
-                forget_state(connection, &record.username, target_id)?;
-            }
+        let (statement, state) = match state {
+            StateChange::Keep | StateChange::CopyFrom(_) => (&mut puts.keep, None),
+            StateChange::Set(state) => (&mut puts.replace, Some(state).filter(|s| !s.is_empty())),
+            StateChange::Forget => (&mut puts.replace, None),
+        };
+        let values: [&dyn ToSql; 12] = [
+            &Text(&record.username),
+            &target_id,
+            &(record.priority as u8),
+            &record.last_update.0,
+            &record.last_fast_sync.0,
+            &record.last_full_sync.0,
+            &record.last_success.0,
+            &record.failures,
+            &record.force_full,
+            &record.has_state,
+            &record.reason,
+            &(record.stale as u8),
+        ];
+        for (at, value) in values.into_iter().enumerate() {
+            statement.raw_bind_parameter(at + 1, value)?;
         }
+        if statement.parameter_count() > values.len() {
+            statement.raw_bind_parameter(values.len() + 1, state)?;
+        }
+        statement.raw_execute()?;
         Ok(())
     }
 
@@ -380,19 +400,12 @@ impl Worker {
         connection
             .prepare_cached("DELETE FROM replica WHERE username = ? AND target_id = ?")?
             .execute(rusqlite::params![Text(username), target_id])?;
-        forget_state(connection, username, target_id)
+        Ok(())
     }
 }
 
 fn to_unreadable(error: impl std::fmt::Display) -> OpenError {
     OpenError::Unreadable(error.to_string())
-}
-
-fn forget_state(connection: &Connection, username: &[u8], target_id: i64) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("DELETE FROM state WHERE username = ? AND target_id = ?")?
-        .execute(rusqlite::params![Text(username), target_id])?;
-    Ok(())
 }
 
 pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {

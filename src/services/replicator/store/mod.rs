@@ -3,8 +3,8 @@
 //! The file `replication.sqlite3` has the application id `DVRP` and the version in `user_version`:
 //! ```text
 //! target(id, target)                      each replica's location, once
-//! replica(username, target_id, ...)       one row per (user, replica): what is pending, when it was synced, why it failed
-//! state(username, target_id, state)       dsync's incremental state
+//! replica(username, target_id, ..., state) one row per (user, replica): what is pending, when it was synced, why it
+//!                                         failed, dsync's incremental state, the last column: it is rarely read
 //! meta(key, value)                        boot_id, clean, replicator_db_imported
 //! status                                  a view of replica for people
 //! ```
@@ -55,7 +55,7 @@ pub const FILE_NAME: &str = "replication.sqlite3";
 /// The stock replicator's file in `state_dir`.
 pub const STOCK_FILE_NAME: &str = "replicator.db";
 const APPLICATION_ID: i64 = 0x4456_5250;
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// The pages are small because a commit writes whole pages, and users change one by one.
 const PAGE_BYTES: u32 = 1024;
 const CACHE_KIB: u32 = 2048;
@@ -472,7 +472,8 @@ impl Store {
     }
 
     fn forget_all_cached(&mut self) {
-        self.cached_states = HashMap::new();
+        // Its table is kept: it is soon as large again.
+        self.cached_states.clear();
         self.cached_bytes = 0;
         self.ahead_is_old = true;
     }

@@ -565,3 +565,101 @@ fn writes_of_one_record_are_merged_with_what_becomes_of_its_state() {
     assert_eq!(batch.state_of(&key), Some(&b""[..]));
     assert_eq!((batch.changes.len(), batch.last_seq), (1, 4));
 }
+
+/// `tests/data/replication-1.sqlite3` has what version 1 wrote.
+#[test]
+fn a_store_of_version_1_is_taken_over_states_and_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let of_version_1 = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/data/replication-1.sqlite3"
+    );
+    std::fs::copy(of_version_1, directory.path().join(FILE_NAME)).unwrap();
+    let base = Record {
+        target: b"tcp:peer".to_vec(),
+        last_update: UnixSecs(1_700_000_000),
+        last_fast_sync: UnixSecs(1_700_000_001),
+        last_full_sync: UnixSecs(1_700_000_002),
+        last_success: UnixSecs(1_700_000_003),
+        has_state: true,
+        ..Record::default()
+    };
+    let expected = [
+        Record {
+            username: b"u1".to_vec(),
+            priority: Priority::High,
+            stale: Stale::State,
+            ..base.clone()
+        },
+        Record {
+            username: b"u1".to_vec(),
+            target: b"tcp:other".to_vec(),
+            failures: 3,
+            force_full: true,
+            reason: "peer is away".into(),
+            ..base.clone()
+        },
+        Record {
+            username: b"u2".to_vec(),
+            has_state: false,
+            ..base.clone()
+        },
+        Record {
+            username: b"u3".to_vec(),
+            priority: Priority::Low,
+            stale: Stale::Changes,
+            ..base
+        },
+    ];
+    let long = b"long ".repeat(600);
+    for start in ["first", "second"] {
+        let mut opened = open(options(directory.path()));
+        assert_eq!(opened.records, expected, "{start}");
+        assert_eq!(opened.boot, Boot::Trusted);
+        assert!(opened.logs.is_empty(), "{:?}", opened.logs);
+        assert_eq!(read(&mut opened.store, "u1"), b"S1");
+        assert_eq!(read(&mut opened.store, "u2"), b"");
+        assert_eq!(read(&mut opened.store, "u3"), long);
+        // A write that leaves the state where it is.
+        let kept = put(1, expected[3].clone(), StateChange::Keep);
+        opened.store.write(Mono(0), kept);
+        wait_stored(&mut opened.store, 1);
+        assert_eq!(read(&mut opened.store, "u3"), long);
+        opened.store.close();
+    }
+}
+
+#[test]
+fn a_store_of_version_1_that_cannot_be_taken_over_yet_is_left_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE_NAME);
+    let of_version_1 = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/data/replication-1.sqlite3"
+    );
+    std::fs::copy(of_version_1, &path).unwrap();
+    // Somebody else's lock stands for a full disk: what was begun is rolled back, and tried again.
+    let holder = Connection::open(&path).unwrap();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut store = Store::open(options(directory.path()), || {}).unwrap();
+    wait(&mut store, |event| match event {
+        StoreEvent::Log(Level::Error, text) => {
+            assert!(text.contains("cannot be opened"), "{text}");
+            true
+        }
+        StoreEvent::Lost | StoreEvent::Ready(_) => panic!("{event:?}"),
+        _ => false,
+    });
+    holder.execute_batch("COMMIT").unwrap();
+    let mut loaded = 0;
+    wait(&mut store, |event| match event {
+        StoreEvent::Loaded(records) => {
+            loaded += records.len();
+            false
+        }
+        StoreEvent::Lost => panic!("{event:?}"),
+        event => matches!(event, StoreEvent::Ready(_)),
+    });
+    assert_eq!(loaded, 4);
+    assert_eq!(read(&mut store, "u1"), b"S1");
+}
