@@ -207,7 +207,7 @@ fn has_all_states(node: &Node) -> Outcome {
         rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY,
     )?;
     let counted: usize = store.query_row(
-        "SELECT COUNT(*) FROM replica JOIN state USING(username, target_id) WHERE has_state",
+        "SELECT COUNT(*) FROM replica WHERE has_state AND state IS NOT NULL",
         [],
         |row| row.get(0),
     )?;

@@ -46,6 +46,8 @@ pub struct Round {
     pub back: usize,
     /// Mail that Dovecot's Maildir doubled and said so, or a dsync that a fault ended: told, not wrong (docs/limits.md).
     pub doubled_by_maildir: usize,
+    /// Mail of users of whom Dovecot had to rebuild a mailbox's index: lost or doubled by that, told, not wrong (docs/limits.md).
+    pub wrong_by_rebuild: usize,
     /// dsyncs that died of an assertion of their own: told, not wrong (docs/limits.md).
     pub dsyncs_died: usize,
     /// Mail in two mailboxes that clients of both nodes renamed at once: told, not wrong (docs/limits.md).
@@ -165,9 +167,14 @@ impl Journey {
             let mut doubled = Vec::new();
             for (user, verdict) in load.judge(node)? {
                 round.back = round.back.max(verdict.back.len());
-                doubled.extend(verdict.doubled);
                 let renamed = verdict.doubled_by_renames.len();
                 round.doubled_by_renames = round.doubled_by_renames.max(renamed);
+                if was_rebuilt(pair, &user) {
+                    let wrong = verdict.doubled.len() + verdict.lost.len();
+                    round.wrong_by_rebuild = round.wrong_by_rebuild.max(wrong);
+                    continue;
+                }
+                doubled.extend(verdict.doubled);
                 if !verdict.lost.is_empty() {
                     let lost = verdict.lost.join("; ");
                     round.wrong.push(format!("{user} on {side}: lost: {lost}"));
@@ -240,6 +247,15 @@ fn check_clock(pair: &Pair) -> Outcome {
     let minute = |node: &Node| node.log().chars().take("Jan 01 00:00".len()).collect();
     let (a, b): (String, String) = (minute(&pair.a), minute(&pair.b));
     super::check(a != b, || format!("both clocks say {a}"))
+}
+
+/// Whether Dovecot said on either node that it rebuilds the index of a mailbox of the user.
+fn was_rebuilt(pair: &Pair, user: &str) -> bool {
+    let process = format!("({user})<");
+    [&pair.a, &pair.b].into_iter().any(|node| {
+        let said = node.log_lines("Rebuilding index");
+        said.iter().any(|line| line.contains(&process))
+    })
 }
 
 /// How often Dovecot said that a mail which a dsync gave a new UID is there with its old file too.
