@@ -307,8 +307,8 @@ fn copy(from: &std::path::Path, to: &std::path::Path) -> Outcome {
     check(status.success(), || format!("cp: {status}"))
 }
 
-/// Another dsync of the user holds the lock on `a` for longer than is waited for: no failure, and the mail goes over at its end.
-fn lock_is_held(target: &Target) -> Outcome {
+/// A pair that is equal, and a lock that is held on `a`, where every dsync of the user locks: the node of the lower name.
+fn with_a_held_lock(target: &Target) -> Outcome<(Pair, fs::File)> {
     let pair = Pair::of(target)
         .users(USERS.map(User::local))
         .config(&format!(
@@ -322,6 +322,12 @@ fn lock_is_held(target: &Target) -> Outcome {
     let lock = fs::File::create(pair.a.path("mail/u1/.dovecot-sync.lock"))?;
     std::os::unix::fs::fchown(&lock, Some(MAIL_USER.1), Some(MAIL_USER.1))?;
     rustix::fs::fcntl_lock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok((pair, lock))
+}
+
+/// Another dsync of the user holds the lock on `a` for longer than is waited for: no failure, and the mail goes over at its end.
+fn lock_is_held(target: &Target) -> Outcome {
+    let (pair, lock) = with_a_held_lock(target)?;
     deliver(&pair.a, "u1", "meanwhile")?;
     pair.a
         .wait_log("Stepping back, another dsync of the user holds a lock")?;
@@ -342,20 +348,7 @@ fn lock_is_held(target: &Target) -> Outcome {
 
 /// Both nodes' syncs wait for one lock in vain: the node of the lower host name goes on first, the other one when that one is done.
 fn both_are_locked_out(target: &Target) -> Outcome {
-    let pair = Pair::of(target)
-        .users(USERS.map(User::local))
-        .config(&format!(
-            "replication_dsync_parameters = {}",
-            target.series().pick("-d -N -l 2 -U", "-N -l 2")
-        ))
-        .start()?;
-    deliver(&pair.a, "u1", "before")?;
-    pair.wait_equal(&["u1"], PATIENCE)?;
-    pair.wait_idle()?;
-    // Every dsync of the user locks on the node of the lower name.
-    let lock = fs::File::create(pair.a.path("mail/u1/.dovecot-sync.lock"))?;
-    std::os::unix::fs::fchown(&lock, Some(MAIL_USER.1), Some(MAIL_USER.1))?;
-    rustix::fs::fcntl_lock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    let (pair, lock) = with_a_held_lock(target)?;
     deliver(&pair.a, "u1", "from-a")?;
     deliver(&pair.b, "u1", "from-b")?;
     let nodes = [&pair.a, &pair.b];

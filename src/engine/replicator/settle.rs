@@ -76,6 +76,12 @@ impl Replicator {
         // A sync that runs may have begun from a state older than the peer's, and brings its own. A state that is not of a full sync
         // need not have all mailboxes: without one before it the next sync is to be full.
         let is_running = matches!(place, Place::Running(_));
+        if is_running && full && !state.is_empty() && !row.has_state {
+            // Should ours be cut off, the next one has something to begin from: it need not be full, and lose mail.
+            row.stale = Stale::State;
+            self.keep_state(id, state.to_vec());
+            return self.touch(id);
+        }
         if is_running || state.is_empty() || row.peer.is_none() || !(full || row.has_state) {
             return self.mark_stale(id);
         }

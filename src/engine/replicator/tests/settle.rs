@@ -172,3 +172,25 @@ fn no_full_sync_follows_one_that_was_cut_off_before_a_fast_one_came_through() {
     assert_eq!(kinds(&world, 0), [true, false, false, true]);
     world.check_settled(&Default::default());
 }
+
+#[test]
+fn state_that_the_peer_tells_during_a_first_sync_is_begun_from_if_that_is_cut_off() {
+    let mut world = rested();
+    world.change("u0", Priority::Low);
+    let without = SyncOutcome::Changed { state: Vec::new() };
+    let sync = world.sync_of("u0").expect("runs");
+    world.finish(sync, without);
+    time_to_next_sync(&mut world);
+    let sync = world.sync_of("u0").expect("runs");
+    assert!(world.syncs[&sync].full && world.syncs[&sync].state.is_none());
+    world.peer_syncs("u0", true, true);
+    let told = state_of(world.last_change);
+    world.finish(sync, SyncOutcome::Eof);
+    time_to_next_sync(&mut world);
+    let sync = world.sync_of("u0").expect("runs");
+    assert!(!world.syncs[&sync].full);
+    assert_eq!(world.syncs[&sync].state, Some(told));
+    world.run_for(MINUTE);
+    world.check_converged(&Default::default());
+    world.check_settled(&Default::default());
+}
