@@ -427,7 +427,11 @@ fn peer_away(target: &Target) -> Outcome {
         node.tolerate_log("Disconnected from remote");
         // One that the end of its node met at its begin.
         node.tolerate_log("isconnected unexpectedly");
-        node.tolerate_log("passdb lookup failed");
+        let userdb = node.inside().join("run/auth-userdb");
+        node.tolerate_log(&format!(
+            "dsync-server: {}: passdb lookup failed",
+            userdb.display()
+        ));
     }
     pair.finish()
 }

@@ -74,6 +74,8 @@ struct Wrapped {
     refused: bool,
     /// Root when it began: then it is root again when it ends.
     began_as_root: bool,
+    /// The group that it had then.
+    began_with_gid: libc::gid_t,
     /// The replicator's socket, where the command is not run by doveadm-server and so has no stream whose end is seen.
     replicator: Option<UnixStream>,
 }
@@ -140,6 +142,8 @@ fn adopt(context: *mut Context, kind: Kind) {
         gets_state: false,
         refused: false,
         began_as_root: false,
+        // SAFETY: no precondition.
+        began_with_gid: unsafe { libc::getegid() },
         replicator: None,
     });
     version::take_over(v);
@@ -318,6 +322,7 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
     version::after_run(context);
     observer::unwatch();
     watchdog::disarm();
+    mailboxes::forget();
     guard("run", (), || tell_observed(user, result < 0));
     guard("run", (), || say_lock_failure(result < 0));
     if result >= 0 {
@@ -496,6 +501,9 @@ fn forget(context: *mut Context) -> Option<Wrapped> {
     if wrapped.began_as_root && !is_root() {
         // SAFETY: fails where the process may not; then the next command finds it as stock would leave it.
         unsafe { libc::seteuid(0) };
+        // A user without a group is refused by what Dovecot finds here, and does not get the last user's.
+        // SAFETY: as above.
+        unsafe { libc::setegid(wrapped.began_with_gid) };
     }
     Some(wrapped)
 }

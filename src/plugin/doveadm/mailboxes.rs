@@ -83,6 +83,11 @@ pub fn wrap() {
     }
 }
 
+/// The command is over: another mailbox may come to be where this one was.
+pub fn forget() {
+    NOT_CREATED.store(0, Relaxed);
+}
+
 /// Gives the formats their own function back. Not guarded: it must be done, and has no panic.
 pub fn unwrap() {
     for stock in with(std::mem::take) {

@@ -25,6 +25,9 @@ const COMMAND_BYTES: usize = 128;
 const KILL_AFTER: Duration = Duration::from_secs(5);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(7);
 
+/// A process that serves a connection greets at once.
+const GREETING_DUE_AFTER: Duration = Duration::from_secs(1);
+
 /// A sync whose state is on its way from the store.
 pub(super) struct WaitingForState {
     username: Vec<u8>,
@@ -35,6 +38,7 @@ pub(super) struct WaitingForState {
 /// A dsync that runs.
 pub(super) struct Dsync {
     sync: SyncId,
+    began: Mono,
     username: Vec<u8>,
     sync_type: SyncType,
     worker: Worker,
@@ -57,6 +61,7 @@ struct Aborting {
 
 impl Dsync {
     fn new(
+        now: Now,
         sync: SyncId,
         username: Vec<u8>,
         sync_type: SyncType,
@@ -65,6 +70,7 @@ impl Dsync {
     ) -> Self {
         Self {
             sync,
+            began: now.mono,
             username,
             sync_type,
             worker,
@@ -147,8 +153,13 @@ impl Replicator {
             Some((slot, mut socket, worker)) => {
                 socket.output().extend_from_slice(&command);
                 socket.flush();
-                let dsync = Dsync::new(sync, username, sync_type, worker, Some(command));
+                let watched = socket.watch_room(self.poll.registry(), Token(slot));
+                let dsync = Dsync::new(now, sync, username, sync_type, worker, Some(command));
                 self.put_dsync(slot, socket, dsync);
+                if watched.is_err() {
+                    // Its turn finds it, and begins anew.
+                    self.queue(slot);
+                }
             }
             None => self.connect_anew(now, sync, username, sync_type, command),
         }
@@ -191,7 +202,7 @@ impl Replicator {
             }
         };
         self.doveadm_connect_failed = None;
-        let dsync = Dsync::new(sync, username, sync_type, Worker::default(), command);
+        let dsync = Dsync::new(now, sync, username, sync_type, Worker::default(), command);
         self.put_dsync(slot, socket, dsync);
     }
 
@@ -221,7 +232,7 @@ impl Replicator {
             if dsync.worker.syncs > 0 {
                 dsync.command = None;
             }
-            if let Some(turn) = self.take_dsync_events(socket, dsync) {
+            if let Some(turn) = self.take_dsync_events(now, socket, dsync) {
                 break turn;
             }
             self.engine.handle_sync_progress(now, dsync.sync);
@@ -230,7 +241,28 @@ impl Replicator {
         turn
     }
 
-    fn take_dsync_events(&mut self, socket: &mut Socket, dsync: &mut Dsync) -> Option<Turn> {
+    /// Whether another connection has waited for its process: `service doveadm` has no more of them, and this one's is to be free.
+    fn is_greeting_overdue(&self, now: Now) -> bool {
+        self.syncs.values().any(|&slot| {
+            let Some(Some(connection)) = self.connections.get(slot) else {
+                return false;
+            };
+            match &connection.peer {
+                Peer::Dsync(other) => {
+                    !other.worker.reader.is_handshaked()
+                        && now.mono.since(other.began) >= GREETING_DUE_AFTER
+                }
+                _ => false,
+            }
+        })
+    }
+
+    fn take_dsync_events(
+        &mut self,
+        now: Now,
+        socket: &mut Socket,
+        dsync: &mut Dsync,
+    ) -> Option<Turn> {
         loop {
             match dsync.worker.reader.next_event() {
                 Ok(None) => return None,
@@ -254,6 +286,7 @@ impl Replicator {
                     dsync.worker.syncs += 1;
                     let goes_on = is_ready
                         && is_well
+                        && !self.is_greeting_overdue(now)
                         && dsync.aborting.is_none()
                         // It would not be told a second time.
                         && !socket.is_ending()

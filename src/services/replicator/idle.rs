@@ -57,14 +57,19 @@ impl Replicator {
 
     pub(super) fn take_idle(&mut self) -> Option<(usize, Socket, Worker)> {
         while let Some((slot, _)) = self.idle.slots.pop() {
-            if let Some(Connection {
-                socket,
+            let Some(Connection {
+                mut socket,
                 peer: Peer::Idle(worker),
                 ..
             }) = self.take(slot)
-            {
+            else {
+                continue;
+            };
+            // What it may have said in the meantime is not said of the next sync.
+            if Self::serve_idle(&mut socket) == Turn::Wait {
                 return Some((slot, socket, worker));
             }
+            self.free.push(slot);
         }
         None
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -50,6 +50,8 @@ struct Neighbours {
     /// Connections to doveadm-server: begun, and ended by the daemon.
     connections: AtomicUsize,
     ended: AtomicUsize,
+    /// Whether doveadm-server greets a connection that is made now.
+    greets: AtomicBool,
 }
 
 struct Setup {
@@ -76,10 +78,16 @@ fn listen(directory: &Path, name: &str, mut serve: impl FnMut(UnixStream) + Send
 }
 
 fn serve_doveadm(stream: UnixStream, neighbours: &Neighbours, requests: &Sender<String>) {
+    let greets = neighbours.greets.load(Relaxed);
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut stream = stream;
     let mut line = String::new();
     let _ = reader.read_line(&mut line);
+    if !greets {
+        // It is held for as long as the client waits.
+        let _ = reader.read_to_end(&mut Vec::new());
+        return;
+    }
     assert!(line.starts_with("VERSION\tdoveadm-server\t1\t"), "{line}");
     let _ = stream.write_all(b"+\n");
     for at in 0.. {
@@ -163,6 +171,7 @@ impl Setup {
             fields: Mutex::new(String::new()),
             connections: AtomicUsize::new(0),
             ended: AtomicUsize::new(0),
+            greets: AtomicBool::new(true),
         });
         let (sender, requests) = channel();
         let served = Arc::clone(&neighbours);

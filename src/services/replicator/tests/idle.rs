@@ -121,3 +121,62 @@ fn process_that_ends_on_a_command_of_its_own_connection_is_a_failure() {
     let answer = running.read_until(&mut client, "A\t7\n");
     assert!(answer.contains("\n-\t7\t"), "{answer}");
 }
+
+#[test]
+fn state_that_the_socket_does_not_take_at_once_is_sent_whole() {
+    let state = "S".repeat(1 << 20);
+    let reply: &'static [u8] = format!("{state}\t\tready\t\n+\n").into_bytes().leak();
+    let (setup, mut running) = begin(&["u1"], reply);
+    let mut client = running.aggregator(1);
+    for id in 1..=3 {
+        client
+            .write_all(format!("U\tu1\tlow\t{id}\n").as_bytes())
+            .unwrap();
+        let request = running.run_until("a sync", |_| setup.requests.try_recv().ok());
+        assert!(request.ends_with(&format!("\t{state}")));
+        running.wait_quiet(&setup, 0);
+    }
+    assert_eq!(connections(&setup), 1);
+}
+
+#[test]
+fn last_words_of_a_process_are_not_the_next_syncs() {
+    let (setup, mut running) = begin(&["u1"], READY);
+    setup.answer(|_| Answer::ReplyAndClose(b"STATE\t\tready\t\n+\nSTATE\t\n-TEMPFAIL\n"));
+    let mut client = running.aggregator(1);
+    for id in 1..=3 {
+        client
+            .write_all(format!("U\tu1\tsync\t{id}\n").as_bytes())
+            .unwrap();
+        running.read_until(&mut client, &format!("+\t{id}\n"));
+    }
+}
+
+#[test]
+fn process_is_left_to_a_connection_that_waits_for_one() {
+    let (setup, mut running) = begin(&["u1", "u2"], READY);
+    setup.answer(|request| match user_of(request) {
+        "u1" => Answer::Reply(READY),
+        _ => Answer::Hang,
+    });
+    // As where `service doveadm` has no process left: nobody greets.
+    setup.neighbours.greets.store(false, Relaxed);
+    running.run_until("the end of those that nobody needs", |_| {
+        (setup.neighbours.ended.load(Relaxed) == connections(&setup)).then_some(())
+    });
+    let before = connections(&setup);
+    let mut client = running.aggregator(1);
+    client.write_all(b"U\tu2\tlow\t1\n").unwrap();
+    running.run_until("the connection that waits", |_| {
+        (connections(&setup) > before).then_some(())
+    });
+    setup.neighbours.greets.store(true, Relaxed);
+    running.ahead += Duration::from_secs(2);
+    let ended = setup.neighbours.ended.load(Relaxed);
+    client.write_all(b"U\tu1\tlow\t2\n").unwrap();
+    running.run_until("a sync", |_| setup.requests.try_recv().ok());
+    running.run_until("the end of its connection", |_| {
+        (setup.neighbours.ended.load(Relaxed) > ended).then_some(())
+    });
+    assert_eq!(running.daemon.idle.count(), 0);
+}

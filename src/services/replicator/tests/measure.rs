@@ -15,6 +15,7 @@ fn child_that_serves() {
         fields: Mutex::new(String::new()),
         connections: AtomicUsize::new(0),
         ended: AtomicUsize::new(0),
+        greets: AtomicBool::new(true),
     });
     let directory = PathBuf::from(directory);
     let served = Arc::clone(&neighbours);
