@@ -162,7 +162,8 @@ fn becomes_equal(course: Course) -> Outcome {
     let told = if round.wrong.is_empty() {
         String::new()
     } else {
-        journey.told(&round)
+        let kept = [&mut journey.pair.a, &mut journey.pair.b].map(Node::keep);
+        format!("{}kept: {kept:?}", journey.told(&round))
     };
     let operations: u64 = journey.operations().values().map(|[done, ..]| done).sum();
     println!(
