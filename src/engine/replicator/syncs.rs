@@ -33,6 +33,8 @@ pub(super) struct Running {
     pub(super) full: bool,
     /// It is full because that was asked for, not because of the interval.
     pub(super) forced: bool,
+    /// It is full and begins from the state.
+    from_state: bool,
     /// Something was notified, or what was is not over yet, or a full one was wanted.
     for_changes: bool,
     pub(super) sync_type: SyncType,
@@ -104,6 +106,8 @@ impl Replicator {
         // A sync that is neither full nor has a state does not look into mailboxes whose counters are equal.
         let full = !row.has_state || wants_full && !row.is_fast_first();
         let forced = full && std::mem::take(&mut row.force_full);
+        // What only the flags are in need of takes no mail for expunged.
+        let from_state = full && row.has_state && settles && !forced && !is_full_due;
         // Until it fails, or the peer tells of a sync that it did not look at.
         if full {
             row.stale = Stale::No;
@@ -121,6 +125,7 @@ impl Replicator {
             priority,
             full,
             forced,
+            from_state,
             for_changes,
             sync_type,
             turn: self.waiters.turn(),
@@ -144,6 +149,7 @@ impl Replicator {
             username: self.users.name(id.user).to_vec(),
             target: self.peers.target(peer).to_vec(),
             full,
+            from_state,
             has_state,
         });
     }
@@ -190,7 +196,8 @@ impl Replicator {
         }
         let id = running.row;
         if let Some(row) = self.users.row_mut(id) {
-            row.force_full |= running.full;
+            // One that begins from the state is still due.
+            row.force_full |= running.full && !running.from_state;
         }
         if let SyncOutcome::Changed { state } = outcome {
             match state.is_empty() {

@@ -24,6 +24,7 @@ pub(super) struct Dsync {
     pub(super) username: String,
     pub(super) target: String,
     pub(super) full: bool,
+    pub(super) from_state: bool,
     pub(super) state: Option<Vec<u8>>,
     /// The number of the last change when it began: it brings over all up to this.
     pub(super) saw: u64,
@@ -638,6 +639,7 @@ impl World {
                 username,
                 target,
                 full,
+                from_state,
                 has_state,
             } => {
                 let dsync = Dsync {
@@ -645,8 +647,10 @@ impl World {
                     username: text(&username),
                     target: text(&target),
                     full,
+                    from_state,
                     saw: self.last_change,
                 };
+                assert!(!from_state || full && has_state, "from what?");
                 assert!(has_state || dsync.state.is_none(), "a state forgotten");
                 let key = (dsync.username.clone(), dsync.target.clone());
                 // Of a user who is stuck an order may have come.

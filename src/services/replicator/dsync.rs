@@ -16,6 +16,7 @@ use crate::engine::protocol::doveadm_server::{self, Code, DoveadmReader, Event, 
 use crate::engine::protocol::replicator_doveadm;
 use crate::engine::protocol::replicator_notify::printable;
 use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
+use crate::engine::sync_state;
 use crate::engine::time::{Mono, Now};
 
 /// A command without its state, about.
@@ -26,9 +27,10 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(7);
 
 /// A sync whose state is on its way from the store.
 pub(super) struct WaitingForState {
-    username: Vec<u8>,
-    target: Vec<u8>,
-    full: bool,
+    pub(super) username: Vec<u8>,
+    pub(super) target: Vec<u8>,
+    pub(super) full: bool,
+    pub(super) from_state: bool,
 }
 
 /// A dsync that runs.
@@ -72,20 +74,15 @@ impl Replicator {
         &mut self,
         now: Now,
         sync: SyncId,
-        username: Vec<u8>,
-        target: Vec<u8>,
-        full: bool,
+        waiting: WaitingForState,
         has_state: bool,
     ) {
         let state = match &mut self.store {
-            Some(store) if has_state => store.read_state(sync.0, &username, &target),
+            Some(store) if has_state => {
+                store.read_state(sync.0, &waiting.username, &waiting.target)
+            }
             Some(_) => Some(Vec::new()),
             None => return,
-        };
-        let waiting = WaitingForState {
-            username,
-            target,
-            full,
         };
         self.most_syncs = self
             .most_syncs
@@ -109,7 +106,16 @@ impl Replicator {
             username,
             target,
             full,
+            from_state,
         } = waiting;
+        let all_of_state = match from_state {
+            true => sync_state::without_modseqs(state),
+            false => None,
+        };
+        let (with_f, state) = match &all_of_state {
+            Some(all) => (false, all.as_slice()),
+            None => (full, state),
+        };
         let path = self
             .settings
             .socket_path(&self.settings.doveadm_socket_path);
@@ -120,7 +126,7 @@ impl Replicator {
             true => &self.parameters_of_several,
             false => &self.parameters,
         };
-        let arguments = parameters.arguments(&target, full, state);
+        let arguments = parameters.arguments(&target, with_f, state);
         let mut hello = Vec::with_capacity(COMMAND_BYTES + state.len());
         doveadm_server::append_hello(&mut hello);
         let mut command = None;
