@@ -179,9 +179,11 @@ fn state_that_the_peer_tells_during_a_first_sync_is_begun_from_if_that_is_cut_of
     let mut world = rested();
     world.change("u0", Priority::Low);
     let without = SyncOutcome::Changed { state: Vec::new() };
-    let sync = world.sync_of("u0").expect("runs");
-    world.finish(sync, without);
-    time_to_next_sync(&mut world);
+    for outcome in [without.clone(), SyncOutcome::Eof, without] {
+        let sync = world.sync_of("u0").expect("runs");
+        world.finish(sync, outcome);
+        time_to_next_sync(&mut world);
+    }
     let sync = world.sync_of("u0").expect("runs");
     assert!(world.syncs[&sync].full && world.syncs[&sync].state.is_none());
     world.peer_syncs("u0", true, true);
