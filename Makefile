@@ -141,7 +141,7 @@ header: ## Write include/ anew from the Rust that C calls
 
 .PHONY: bench
 bench: setup ## Comparisons with stock, side by side in one run
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build stage
 	@tests/bench/bench
 
 .PHONY: soak

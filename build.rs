@@ -128,7 +128,7 @@ fn bind(header: &Path, host: &str, dovecot: &Dovecot) {
 }
 
 /// What each host's Rust names beyond its shim's own header.
-const ALLOWED: [(&str, &str); 36] = [
+const ALLOWED: [(&str, &str); 38] = [
     ("plugin", "notify_vfuncs"),
     ("plugin", "mail_storage_hooks"),
     ("plugin", "mail_user"),
@@ -151,6 +151,7 @@ const ALLOWED: [(&str, &str); 36] = [
     ("doveadm", "doveadm_settings"),
     ("doveadm", "doveadm_exit_code"),
     ("doveadm", "doveadm_print"),
+    ("doveadm", "doveadm_print_flush"),
     ("doveadm", "doveadm_print_init"),
     ("doveadm", "doveadm_print_is_initialized"),
     ("doveadm", "doveadm_print_header"),
@@ -160,6 +161,7 @@ const ALLOWED: [(&str, &str); 36] = [
     ("doveadm", "i_stream_get_fd"),
     ("doveadm", "i_stream_ref"),
     ("doveadm", "i_stream_unref"),
+    ("doveadm", "o_stream_nsend"),
     ("doveadm", "mail_storage_find_class"),
     ("doveadm", "mail_storage"),
     ("doveadm", "mailbox"),

@@ -15,8 +15,9 @@ use harness::{
 };
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,7 +25,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 type Case = (&'static str, fn(&Target) -> Outcome);
 
 /// On every version.
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     (
         "names_without_end_cost_little_and_hold_nobody_up",
         names_without_end,
@@ -45,6 +46,10 @@ const CASES: [Case; 7] = [
     (
         "change_in_a_shared_mailbox_comes_to_the_owner_on_the_peer",
         shared_mailbox,
+    ),
+    (
+        "doveadm_process_serves_one_user_after_the_other_each_with_own_rights",
+        users_of_several_owners,
     ),
     ("valgrind_finds_nothing_in_the_daemons", valgrind),
 ];
@@ -495,6 +500,82 @@ fn notify(target: &Target) -> Outcome {
     }
     a.finish()?;
     b.finish()
+}
+
+/// One process of `service doveadm` has one user's rights after the other's.
+fn users_of_several_owners(target: &Target) -> Outcome {
+    const OWNERS: [(&str, u32); 3] = [("u1", 5001), ("u2", 5002), ("u3", 5003)];
+    let names = OWNERS.map(|(name, _)| name);
+    // Mail processes of several owners write to the fifo, and all to the stats.
+    let conf = "\
+service aggregator {
+  fifo_listener replication-notify-fifo {
+    mode = 0666
+  }
+  unix_listener replication-notify {
+    mode = 0666
+  }
+}
+service stats {
+  unix_listener stats-writer {
+    mode = 0666
+  }
+}";
+    let pair = Pair::of(target)
+        .users(OWNERS.map(|(name, uid)| User::local(name).owned_by(uid)))
+        .config(conf)
+        .start()?;
+    let mut lmtp = pair.a.lmtp()?;
+    lmtp.deliver(&names, &message("first"))?;
+    for user in names {
+        pair.b.wait_mails(user, 1)?;
+    }
+    wait_for("a connection that serves another sync", PATIENCE, || {
+        lmtp.deliver(&names, &message("another"))?;
+        pair.wait_idle()?;
+        let shown = pair.a.doveadm(&["replicator", "dsync-status"])?;
+        Ok(shown.contains(" Idle").then_some(()))
+    })?;
+    for round in 0..5 {
+        lmtp.deliver(&names, &message(&format!("mail-{round}")))?;
+        pair.wait_equal(&names, PATIENCE)?;
+    }
+    lmtp.quit()?;
+    for (node, (user, uid)) in [&pair.a, &pair.b]
+        .into_iter()
+        .flat_map(|node| OWNERS.map(|owner| (node, owner)))
+    {
+        let mut found = Vec::new();
+        files_below(&node.path("mail").join(user), &mut found)?;
+        let of_others: Vec<_> = found
+            .iter()
+            .filter(|(_, owner, group)| (*owner, *group) != (uid, uid))
+            .collect();
+        check(!found.is_empty() && of_others.is_empty(), || {
+            format!("{user} on {}: {of_others:?}", node.path("").display())
+        })?;
+    }
+    for node in [&pair.a, &pair.b] {
+        // The nodes start one after the other.
+        node.tolerate_log("not reachable");
+        node.tolerate_log("is reachable again");
+        // What is shared belongs to the owner of all.
+        node.tolerate_log("/shared/dict) failed: Permission denied");
+    }
+    pair.finish()
+}
+
+/// Each with its owner and group.
+fn files_below(directory: &Path, found: &mut Vec<(PathBuf, u32, u32)>) -> Outcome {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        found.push((entry.path(), metadata.uid(), metadata.gid()));
+        if metadata.is_dir() {
+            files_below(&entry.path(), found)?;
+        }
+    }
+    Ok(())
 }
 
 /// The path of one of our daemons, on stock's installation.

@@ -127,6 +127,9 @@ fn finish(pair: Pair) -> Outcome {
         // Dovecot's own, where a client and a dsync work on one Maildir; what counts is that all is equal.
         node.tolerate_log("Duplicate file entry");
         node.tolerate_log("-away");
+        // The same of one that is renamed while a stock node still works on it.
+        node.tolerate_log("-old/dovecot-uidlist.lock was immediately deleted under us");
+        node.tolerate_log("-old: Mailbox was deleted under us");
         // A dsync that looks at a mailbox while CREATE makes it gives it a GUID too.
         node.tolerate_log("was made on both nodes");
         node.tolerate_log("Duplicate mailbox GUID");

@@ -425,6 +425,9 @@ fn peer_away(target: &Target) -> Outcome {
         // Those that had connected to the master's socket, but to no process yet.
         node.tolerate_log("Connection reset by peer");
         node.tolerate_log("Disconnected from remote");
+        // One that the end of its node met at its begin.
+        node.tolerate_log("isconnected unexpectedly");
+        node.tolerate_log("passdb lookup failed");
     }
     pair.finish()
 }

@@ -126,7 +126,7 @@ impl Pair {
             home.write_users(&users)?;
             let daemons = link_executables(setup, side, &home)?;
             let config = config(&home, &daemons, warm, port, peer);
-            home.start(&config)
+            home.start_installed(setup, side, &config)
         };
         let there = start("there", ports[1], ports[0])?;
         let here = start("here", ports[0], ports[1])?;

@@ -247,30 +247,33 @@ fn serve_doveadm(mut client: &UnixStream, shared: &Shared) -> io::Result<()> {
     } else {
         b"+\n"
     })?;
-    let Some(command) = lines.next().transpose()? else {
-        return Ok(());
-    };
-    {
-        let mut seen = shared.lock();
-        seen.count += 1;
-        let user = command.get(1).and_then(|user| number(user));
-        if let Some(sync) = user.and_then(|user| seen.syncs.get_mut(user)) {
-            *sync = Some(Instant::now());
+    // As Dovecot: one command after the other, for a client that does not hang up in between.
+    for command in lines {
+        let command = command?;
+        {
+            let mut seen = shared.lock();
+            seen.count += 1;
+            let user = command.get(1).and_then(|user| number(user));
+            if let Some(sync) = user.and_then(|user| seen.syncs.get_mut(user)) {
+                *sync = Some(Instant::now());
+            }
+            shared.changed.notify_all();
+            if seen.hold {
+                drop(shared.changed.wait_while(seen, |seen| seen.hold));
+            }
         }
-        shared.changed.notify_all();
-        if seen.hold {
-            drop(shared.changed.wait_while(seen, |seen| seen.hold));
+        // With what our doveadm module adds; stock's replicator takes the first field, and hangs up.
+        let answer = format!("{STATE}\t\tready\t\n+\n");
+        let mut output = Vec::new();
+        if framed {
+            let length = u32::try_from(answer.len()).unwrap_or(u32::MAX);
+            output.push(0);
+            output.extend(length.to_be_bytes());
         }
+        output.extend(answer.as_bytes());
+        client.write_all(&output)?;
     }
-    let answer = format!("{STATE}\t\n+\n");
-    let mut output = Vec::new();
-    if framed {
-        let length = u32::try_from(answer.len()).unwrap_or(u32::MAX);
-        output.push(0);
-        output.extend(length.to_be_bytes());
-    }
-    output.extend(answer.as_bytes());
-    client.write_all(&output)
+    Ok(())
 }
 
 fn greet(mut client: &TcpStream) -> io::Result<()> {

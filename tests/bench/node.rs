@@ -106,6 +106,27 @@ impl Home {
     /// # Errors
     /// When it does not start; the log is in the message.
     pub fn start(self, config: &str) -> Outcome<Node> {
+        self.start_as(Command::new("dovecot"), config)
+    }
+
+    /// The same, with this side's files in Dovecot's library directory: doveadm has its modules there and nowhere else.
+    ///
+    /// # Errors
+    /// As [`Home::start`].
+    pub fn start_installed(self, setup: &Setup, side: Side, config: &str) -> Outcome<Node> {
+        if side != Side::Ours {
+            return self.start(config);
+        }
+        let library = setup.ours.join("lib");
+        if !library.is_dir() {
+            return Err(format!("no {}: run `make stage`", library.display()).into());
+        }
+        let mut command = Command::new("tests/roots/with-ours");
+        command.arg(library).args(["--", "dovecot"]);
+        self.start_as(command, config)
+    }
+
+    fn start_as(self, mut dovecot: Command, config: &str) -> Outcome<Node> {
         let dir = self.path.display();
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let common = format!(
@@ -123,7 +144,7 @@ mail_fsync = never
 "
         );
         fs::write(self.path.join("dovecot.conf"), common + config)?;
-        let master = Command::new("dovecot")
+        let master = dovecot
             .args(["-F", "-c"])
             .arg(self.path.join("dovecot.conf"))
             // dsync takes two nodes of one host name for one.

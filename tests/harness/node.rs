@@ -41,6 +41,8 @@ pub const REPLICA: &str = "tcp:127.0.0.1:9";
 pub struct User {
     name: String,
     fields: String,
+    /// Whose mail it is, if not the owner's of all.
+    uid: Option<u32>,
 }
 
 impl User {
@@ -50,7 +52,15 @@ impl User {
         User {
             name: name.to_owned(),
             fields: String::new(),
+            uid: None,
         }
+    }
+
+    /// With mail of an owner of its own: this uid, and the gid of the same number.
+    #[must_use]
+    pub fn owned_by(mut self, uid: u32) -> User {
+        self.uid = Some(uid);
+        self
     }
 
     /// A user with a `mail_replica`.
@@ -66,8 +76,18 @@ impl User {
         self
     }
 
+    /// Makes the home of a user whose mail the owner of all may not write.
+    fn make_home(&self, mail: &Path) -> Outcome {
+        if let Some(uid) = self.uid {
+            let home = mail.join(&self.name);
+            fs::create_dir(&home)?;
+            chown(&home, Some(uid), Some(uid))?;
+        }
+        Ok(())
+    }
+
     fn line(&self, inside: &Path, uid: u32) -> String {
-        let name = &self.name;
+        let (name, uid) = (&self.name, self.uid.unwrap_or(uid));
         let home = inside.join("mail").join(name);
         let (home, fields) = (home.display(), self.fields.trim_start());
         format!("{name}:{{PLAIN}}{PASSWORD}:{uid}:{uid}::{home}::{fields}\n")
@@ -179,6 +199,9 @@ impl Node {
             .map(|user| user.line(&inside, uid))
             .collect();
         fs::write(dir.path().join("users"), lines)?;
+        for user in &builder.users {
+            user.make_home(&dir.path().join("mail"))?;
+        }
 
         let reader = Reader::new(&dir.path().join("run"), VMAIL);
         let node = Node {

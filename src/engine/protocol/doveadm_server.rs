@@ -1,4 +1,4 @@
-//! `doveadm-server`, the client's side: one dsync per connection, its result, its state and its errors.
+//! `doveadm-server`, the client's side: one dsync after the other, its result, its state and its errors.
 //!
 //! ```text
 //! C: VERSION\tdoveadm-server\t1\t1
@@ -7,8 +7,12 @@
 //! C: PLAIN\t<base64 of \0doveadm\0<password>>
 //! S: +
 //! C: <flags>\t<username>\tsync\t<arguments>
-//! S: <state>\t                               (then `+` or `-<code>`)
+//! S: <state>\t[\tready\t]                    (then `+` or `-<code>`)
 //! ```
+//! `ready` is ours: the doveadm module has served the command, and will serve another on the same connection. Without it the next
+//! command of the process may find it with the first user's rights (2.3: `Auth PASS lookup failed`), which is why stock's replicator
+//! makes a connection for each. Stock's client cuts the line at the first tab.
+//!
 //! With minor 1 everything after the `+` is multiplexed. Channel 0 is the answer, channel `L` are lines that
 //! the command logged, each led by a byte for its type. Sources: Dovecot, `src/doveadm/client-connection-tcp.c`
 //! and `doveadm-util.c` of 2.3.13, 2.3.19.1 and 2.4.1. Servers of 2.3 and 2.4 send log lines to a client of
@@ -27,6 +31,9 @@ pub const MAX_GREETING_BYTES: usize = 1024;
 pub const MAX_LOG_LINE_BYTES: usize = 8 * 1024;
 
 pub(super) const LOG_CHANNEL: u8 = b'L';
+
+/// The field by which the doveadm module says that the connection will serve another `sync`.
+pub const READY: &[u8] = b"ready";
 
 /// How the command ended, by the last line of the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +65,8 @@ pub struct Reply {
     pub code: Code,
     /// The state line, unescaped; empty if there was none. To be kept with [`Code::Ok`] only.
     pub state: Vec<u8>,
+    /// The connection will serve another command.
+    pub ready: bool,
 }
 
 /// What the server said.
@@ -119,6 +128,7 @@ pub struct DoveadmReader {
     multiplexed: bool,
     frames: Frames,
     state: Vec<u8>,
+    ready: bool,
 }
 
 impl Default for DoveadmReader {
@@ -139,6 +149,7 @@ impl DoveadmReader {
             multiplexed: false,
             frames: Frames::new(),
             state: Vec::new(),
+            ready: false,
         }
     }
 
@@ -196,9 +207,10 @@ impl DoveadmReader {
                     }
                 },
                 Step::State => {
-                    let field = line.split(|&byte| byte == b'\t').next();
-                    let state = field.filter(|_| !too_long).unwrap_or_default();
+                    let mut fields = line.split(|&byte| byte == b'\t');
+                    let state = fields.next().filter(|_| !too_long).unwrap_or_default();
                     self.state = strescape::tabunescape(state);
+                    self.ready = !too_long && fields.any(|field| field == READY);
                     self.step = Step::Result;
                     return Ok(Some(Event::StateReceived));
                 }
@@ -212,11 +224,25 @@ impl DoveadmReader {
                     return Ok(Some(Event::Finished(Reply {
                         code,
                         state: std::mem::take(&mut self.state),
+                        ready: self.ready,
                     })));
                 }
                 Step::Finished => return Ok(None),
             }
         }
+    }
+
+    /// Goes on to the answer of another command. False: there is more than the answer, which belongs to nothing that was asked.
+    pub fn begin_another(&mut self) -> bool {
+        let is_read = self.step == Step::Finished
+            && self.answers.buffered_bytes() == 0
+            && self.log.buffered_bytes() == 0
+            && self.frames.is_between();
+        if is_read {
+            self.step = Step::State;
+            self.ready = false;
+        }
+        is_read
     }
 
     fn start_answers(&mut self) {
@@ -390,6 +416,7 @@ mod tests {
             Event::Finished(Reply {
                 code: Code::Ok,
                 state: b"AbC=".to_vec(),
+                ready: false,
             }),
         ];
         for chunk in 1..12 {
@@ -420,10 +447,40 @@ mod tests {
                 all.last(),
                 Some(&Event::Finished(Reply {
                     code: Code::TempFail,
-                    state: b"St\x01te".to_vec()
+                    state: b"St\x01te".to_vec(),
+                    ready: false,
                 }))
             );
         }
+    }
+
+    #[test]
+    fn connection_that_says_ready_serves_another_command() {
+        let first = [frame(0, b"first\t\tready\t"), frame(0, b"\n+\n")].concat();
+        let second = [
+            frame(b'L', b"\x04of the second\n"),
+            frame(0, b"\tready\t\n-TEMPFAIL\n"),
+        ]
+        .concat();
+        let mut reader = DoveadmReader::new();
+        reader.push(b"VERSION\tdoveadm-client\t1\t2\n+\n");
+        assert_eq!(reader.next_event(), Ok(Some(Event::Ready)));
+        reader.push(&first);
+        assert!(!reader.begin_another(), "the answer is not read");
+        assert_eq!(reader.next_event(), Ok(Some(Event::StateReceived)));
+        let finished = |code, state: &[u8]| {
+            let (state, ready) = (state.to_vec(), true);
+            Ok(Some(Event::Finished(Reply { code, state, ready })))
+        };
+        assert_eq!(reader.next_event(), finished(Code::Ok, b"first"));
+        assert!(reader.begin_another());
+        reader.push(&second);
+        let logged = Event::Error("of the second".into());
+        assert_eq!(reader.next_event(), Ok(Some(logged)));
+        assert_eq!(reader.next_event(), Ok(Some(Event::StateReceived)));
+        assert_eq!(reader.next_event(), finished(Code::TempFail, b""));
+        reader.push(&first);
+        assert!(!reader.begin_another(), "nothing was asked");
     }
 
     #[test]

@@ -24,6 +24,12 @@ impl Frames {
         }
     }
 
+    /// Whether the last frame is whole, and no other has begun.
+    #[must_use]
+    pub fn is_between(&self) -> bool {
+        self.remaining == 0 && self.header.is_empty()
+    }
+
     /// Gives each part of these bytes with its channel.
     pub fn split(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, &[u8])) {
         while !bytes.is_empty() {

@@ -7,7 +7,8 @@
 //!   a peer on 2.4 leaves out: here it is sent after the sync, with neither, as only dsync's own code knows them.
 //! - `dsync-server -U` of a user marked `noreplicate` answers NOUSER: NOREPLICATE makes the peer's dsync panic.
 //! - `sync -U` of such a user ends before it calls the peer, and survives a peer that answers NOREPLICATE.
-//! - A doveadm-server process is root again after each, so that it can serve the next user (`service_count = 0`).
+//! - A doveadm-server process is root again after each, so that it can serve the next user. `sync -s` tells its client so: the
+//!   replicator then gives the process its next one too, and spares both a new connection and a new process.
 //! - `sync -U` ends when it stands still and its client is gone (see `watchdog`). On 2.4 any `sync` does, for the replicator
 //!   does not give it a `-U` that a doveadm without this module would refuse.
 //! - `sync -d` on 2.4 syncs with the user's `mail_replica`, as on 2.3.
@@ -28,6 +29,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use super::{mailboxes, observer, watchdog};
 use crate::cli::client;
 use crate::engine::healing::Side;
+use crate::engine::protocol::doveadm_server;
 use crate::host::bindings as ffi;
 use crate::host::doveadm::base_dir;
 use crate::host::guard::guard;
@@ -66,6 +68,8 @@ struct Wrapped {
     /// The destination is the user's `mail_replica`, to be filled in by us.
     #[cfg(dovecot_2_4)]
     destination_is_open: bool,
+    /// `-s` was given.
+    gets_state: bool,
     /// The user is marked noreplicate: nothing is to be done.
     refused: bool,
     /// Root when it began: then it is root again when it ends.
@@ -133,6 +137,7 @@ fn adopt(context: *mut Context, kind: Kind) {
         notify: false,
         #[cfg(dovecot_2_4)]
         destination_is_open: false,
+        gets_state: false,
         refused: false,
         began_as_root: false,
         replicator: None,
@@ -259,6 +264,14 @@ fn client_input(context: *mut Context) -> *mut ffi::istream {
     unsafe { (*cctx).input }
 }
 
+/// As `client_input`.
+fn client_output(context: *mut Context) -> *mut ffi::ostream {
+    // SAFETY: `is_served` has found the pointer set.
+    let cctx = unsafe { (*context).cctx };
+    // SAFETY: as above.
+    unsafe { (*cctx).output }
+}
+
 fn client_fd(context: *mut Context) -> c_int {
     let input = client_input(context);
     if input.is_null() {
@@ -310,7 +323,28 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
     if result >= 0 {
         guard("run", (), || notify_ourselves(context, user));
     }
+    guard("run", (), || say_ready(context));
     result
+}
+
+/// A field of its own after the state, also where there is no state.
+fn say_ready(context: *mut Context) {
+    let wanted = with(context, |w| {
+        let is_replicators = w.notify || version::WATCHES_EVERY_SYNC;
+        w.kind == Kind::Sync && is_replicators && w.gets_state
+    });
+    if wanted != Some(true) || !is_served(context) {
+        return;
+    }
+    let output = client_output(context);
+    if output.is_null() {
+        return;
+    }
+    let field = [b"\t", doveadm_server::READY, b"\t"].concat();
+    // SAFETY: doveadm set up its output before it ran the command; the state may still wait there.
+    unsafe { ffi::doveadm_print_flush() };
+    // SAFETY: the client's stream lives as long as the command; the bytes are copied.
+    unsafe { ffi::o_stream_nsend(output, field.as_ptr().cast(), field.len()) };
 }
 
 /// The exit code with which the command ends before it begins.

@@ -1,6 +1,6 @@
 //! The dsyncs that run: a connection to `doveadm-server` each, and the process behind it.
 //!
-//! A new connection per sync, as stock does: doveadm-server cannot take two. The process that serves it
+//! A connection whose server says that it is ready for another sync waits for one ([`super::idle`]). The process that serves it
 //! is known by the credentials that the kernel puts on its greeting; it is told to end when a sync is
 //! aborted, for closing the connection does not end it.
 
@@ -10,9 +10,10 @@ use std::time::Duration;
 use log::warn;
 use mio::Token;
 
+use super::idle::{SYNCS_MAX, Worker};
 use super::socket::{Input, Socket};
 use super::{Peer, Replicator, Turn, process};
-use crate::engine::protocol::doveadm_server::{self, Code, DoveadmReader, Event, Reply};
+use crate::engine::protocol::doveadm_server::{self, Code, Event, Reply};
 use crate::engine::protocol::replicator_doveadm;
 use crate::engine::protocol::replicator_notify::printable;
 use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
@@ -38,10 +39,9 @@ pub(super) struct Dsync {
     sync: SyncId,
     username: Vec<u8>,
     sync_type: SyncType,
-    reader: DoveadmReader,
-    /// The command, until the server is ready for it.
+    worker: Worker,
+    /// The command: until the server is ready for it, or, where the connection served another before, until it says anything.
     command: Option<Vec<u8>>,
-    pid: Option<i32>,
     io_bytes: u64,
     last_error: String,
     /// For want of an error.
@@ -58,10 +58,32 @@ struct Aborting {
 }
 
 impl Dsync {
+    fn new(
+        sync: SyncId,
+        username: Vec<u8>,
+        sync_type: SyncType,
+        worker: Worker,
+        command: Option<Vec<u8>>,
+    ) -> Self {
+        Self {
+            sync,
+            username,
+            sync_type,
+            worker,
+            command,
+            io_bytes: 0,
+            last_error: String::new(),
+            last_warning: String::new(),
+            refuses_state: false,
+            outcome: None,
+            aborting: None,
+        }
+    }
+
     fn status(&self) -> &'static str {
-        if !self.reader.is_handshaked() {
+        if !self.worker.reader.is_handshaked() {
             "Waiting for handshake"
-        } else if self.reader.is_state_received() {
+        } else if self.worker.reader.is_state_received() {
             "Waiting for dsync to finish (second line)"
         } else {
             "Waiting for dsync to finish"
@@ -116,25 +138,52 @@ impl Replicator {
             Some(all) => (false, all.as_slice()),
             None => (full, state),
         };
+        let parameters = match self.several_replicas.contains(&username) {
+            true => &self.parameters_of_several,
+            false => &self.parameters,
+        };
+        let arguments = parameters.arguments(&target, with_f, state);
+        let mut command = Vec::with_capacity(COMMAND_BYTES + state.len());
+        doveadm_server::append_command(&mut command, &username, "sync", arguments);
+        let sync_type = match full {
+            true => SyncType::Full,
+            false => SyncType::Incremental,
+        };
+        match self.take_idle() {
+            Some((slot, mut socket, worker)) => {
+                socket.output().extend_from_slice(&command);
+                socket.flush();
+                let dsync = Dsync::new(sync, username, sync_type, worker, Some(command));
+                self.put_dsync(slot, socket, dsync);
+            }
+            None => self.connect_anew(now, sync, username, sync_type, command),
+        }
+    }
+
+    /// Runs the command on a connection of its own.
+    fn connect_anew(
+        &mut self,
+        now: Now,
+        sync: SyncId,
+        username: Vec<u8>,
+        sync_type: SyncType,
+        command: Vec<u8>,
+    ) {
         let path = self
             .settings
             .socket_path(&self.settings.doveadm_socket_path);
         let is_preauthenticated = *self.doveadm_preauthenticated.get_or_insert_with(|| {
             std::fs::metadata(&path).is_ok_and(|socket| socket.mode() & 0o777 == 0o600)
         });
-        let parameters = match self.several_replicas.contains(&username) {
-            true => &self.parameters_of_several,
-            false => &self.parameters,
-        };
-        let arguments = parameters.arguments(&target, with_f, state);
-        let mut hello = Vec::with_capacity(COMMAND_BYTES + state.len());
+        let mut hello = Vec::with_capacity(COMMAND_BYTES + command.len());
         doveadm_server::append_hello(&mut hello);
-        let mut command = None;
-        let out = match is_preauthenticated {
-            true => &mut hello,
-            false => command.insert(Vec::new()),
+        let command = match is_preauthenticated {
+            true => {
+                hello.extend_from_slice(&command);
+                None
+            }
+            false => Some(command),
         };
-        doveadm_server::append_command(out, &username, "sync", arguments);
         let slot = self.free_slot();
         let registry = self.poll.registry();
         let socket = match Socket::connect_and_say(&path, registry, Token(slot), hello) {
@@ -148,34 +197,21 @@ impl Replicator {
             }
         };
         self.doveadm_connect_failed = None;
-        let sync_type = match full {
-            true => SyncType::Full,
-            false => SyncType::Incremental,
-        };
-        let dsync = Dsync {
-            sync,
-            username,
-            sync_type,
-            reader: DoveadmReader::new(),
-            command,
-            pid: None,
-            io_bytes: 0,
-            last_error: String::new(),
-            last_warning: String::new(),
-            refuses_state: false,
-            outcome: None,
-            aborting: None,
-        };
-        self.syncs.insert(sync, slot);
+        let dsync = Dsync::new(sync, username, sync_type, Worker::default(), command);
+        self.put_dsync(slot, socket, dsync);
+    }
+
+    fn put_dsync(&mut self, slot: usize, socket: Socket, dsync: Dsync) {
+        self.syncs.insert(dsync.sync, slot);
         self.put(slot, socket, Peer::Dsync(dsync));
     }
 
     pub(super) fn serve_dsync(&mut self, now: Now, socket: &mut Socket, dsync: &mut Dsync) -> Turn {
         let mut buffer = std::mem::take(&mut self.buffer);
         let turn = loop {
-            let input = if dsync.pid.is_none() {
+            let input = if dsync.worker.pid.is_none() {
                 let (input, pid) = socket.read_with_sender(&mut buffer);
-                dsync.pid = pid;
+                dsync.worker.pid = pid;
                 input
             } else {
                 socket.read(&mut buffer)
@@ -184,8 +220,12 @@ impl Replicator {
                 Input::Blocked => break Turn::Wait,
                 Input::Closed => break Turn::Close,
                 Input::Data(length) => {
-                    dsync.reader.push(buffer.get(..length).unwrap_or_default());
+                    let bytes = buffer.get(..length).unwrap_or_default();
+                    dsync.worker.reader.push(bytes);
                 }
+            }
+            if dsync.worker.syncs > 0 {
+                dsync.command = None;
             }
             if let Some(turn) = self.take_dsync_events(socket, dsync) {
                 break turn;
@@ -198,7 +238,7 @@ impl Replicator {
 
     fn take_dsync_events(&mut self, socket: &mut Socket, dsync: &mut Dsync) -> Option<Turn> {
         loop {
-            match dsync.reader.next_event() {
+            match dsync.worker.reader.next_event() {
                 Ok(None) => return None,
                 Ok(Some(Event::StateReceived)) => {}
                 Ok(Some(Event::Error(text))) => {
@@ -210,9 +250,22 @@ impl Replicator {
                     dsync.last_warning = text;
                 }
                 Ok(Some(Event::Finished(reply))) => {
+                    let is_ready = reply.ready;
                     let outcome = outcome_of(reply, &dsync.last_error, dsync.refuses_state);
+                    let is_well = matches!(
+                        outcome,
+                        SyncOutcome::Ok { .. } | SyncOutcome::Changed { .. }
+                    );
                     dsync.outcome = Some(outcome);
-                    return Some(Turn::Close);
+                    dsync.worker.syncs += 1;
+                    let goes_on = is_ready
+                        && is_well
+                        && dsync.aborting.is_none()
+                        // It would not be told a second time.
+                        && !socket.is_ending()
+                        && dsync.worker.syncs < SYNCS_MAX
+                        && dsync.worker.reader.begin_another();
+                    return Some(if goes_on { Turn::Idle } else { Turn::Close });
                 }
                 Ok(Some(Event::Ready)) => {
                     if let Some(command) = dsync.command.take() {
@@ -239,7 +292,7 @@ impl Replicator {
                 }
                 Err(error) => {
                     dsync.last_error = error.to_string();
-                    dsync.outcome = Some(if dsync.reader.is_handshaked() {
+                    dsync.outcome = Some(if dsync.worker.reader.is_handshaked() {
                         SyncOutcome::Other("invalid input".into())
                     } else {
                         self.doveadm_preauthenticated = None;
@@ -251,12 +304,29 @@ impl Replicator {
         }
     }
 
-    /// The connection is over: by its answer, by its end, or given up.
+    /// The sync is over, and its connection is for another.
+    pub(super) fn rest_dsync(&mut self, now: Now, slot: usize, socket: Socket, mut dsync: Dsync) {
+        let worker = std::mem::take(&mut dsync.worker);
+        self.put_idle(now, slot, socket, worker);
+        self.finish_dsync(now, dsync);
+    }
+
+    /// The sync is over: by its answer, by the end of its connection, or given up.
     pub(super) fn finish_dsync(&mut self, now: Now, dsync: Dsync) {
+        let is_abandoned = dsync.outcome.is_none() && dsync.aborting.is_none();
+        if let Some(command) = dsync
+            .command
+            .filter(|_| is_abandoned && dsync.worker.syncs > 0)
+        {
+            // The process ended while the connection waited, or as it began: that says nothing of this sync.
+            self.syncs.remove(&dsync.sync);
+            self.connect_anew(now, dsync.sync, dsync.username, dsync.sync_type, command);
+            return;
+        }
         let outcome = match dsync.outcome {
             Some(outcome) => outcome,
             None if dsync.aborting.is_some() => SyncOutcome::Timeout,
-            None if dsync.reader.is_handshaked() => SyncOutcome::Eof,
+            None if dsync.worker.reader.is_handshaked() => SyncOutcome::Eof,
             None => {
                 self.doveadm_preauthenticated = None;
                 SyncOutcome::NotStarted
@@ -288,8 +358,8 @@ impl Replicator {
         let Peer::Dsync(dsync) = &mut connection.peer else {
             return;
         };
-        let is_ending = dsync.pid.is_some_and(|pid| process::end(pid, false));
-        let process = match dsync.pid.filter(|_| is_ending) {
+        let is_ending = dsync.worker.pid.is_some_and(|pid| process::end(pid, false));
+        let process = match dsync.worker.pid.filter(|_| is_ending) {
             Some(pid) => format!(" and its process {pid}"),
             None => String::new(),
         };
@@ -328,7 +398,7 @@ impl Replicator {
             let Some(Peer::Dsync(dsync)) = self.connection(slot).map(|c| &mut c.peer) else {
                 continue;
             };
-            let pid = dsync.pid;
+            let pid = dsync.worker.pid;
             let Some(aborting) = dsync.aborting.as_mut() else {
                 continue;
             };
@@ -359,7 +429,7 @@ impl Replicator {
             let Some(Peer::Dsync(dsync)) = self.connection(slot).map(|c| &mut c.peer) else {
                 continue;
             };
-            let Some(bytes) = dsync.pid.and_then(process::io_bytes) else {
+            let Some(bytes) = dsync.worker.pid.and_then(process::io_bytes) else {
                 continue;
             };
             if std::mem::replace(&mut dsync.io_bytes, bytes) != bytes {
@@ -389,7 +459,13 @@ impl Replicator {
             replicator_doveadm::append_dsync_status(out, sync, "Waiting for handshake");
             lines += 1;
         }
-        let idle = match self.doveadm_connect_failed {
+        let spare = self.most_syncs.min(self.engine.max_conns());
+        let spare = spare.saturating_sub(lines);
+        let idle = self.idle.count().min(spare);
+        for _ in 0..idle {
+            replicator_doveadm::append_dsync_status(out, None, "Idle");
+        }
+        let away = match self.doveadm_connect_failed {
             None => "Not connected".to_owned(),
             Some(at) => format!(
                 "Failed to connect to '{}' - last attempt {} secs ago",
@@ -397,8 +473,8 @@ impl Replicator {
                 now.mono.since(at).as_secs()
             ),
         };
-        for _ in lines..self.most_syncs.min(self.engine.max_conns()) {
-            replicator_doveadm::append_dsync_status(out, None, &idle);
+        for _ in idle..spare {
+            replicator_doveadm::append_dsync_status(out, None, &away);
         }
     }
 }
@@ -477,7 +553,12 @@ mod tests {
     fn the_last_logged_error_tells_a_failure_from_another() {
         let outcome = |code: Code, error: &str| {
             let state = b"S".to_vec();
-            outcome_of(Reply { code, state }, error, is_refused_state(error))
+            let reply = Reply {
+                code,
+                state,
+                ready: false,
+            };
+            outcome_of(reply, error, is_refused_state(error))
         };
         let refused = "Saved sync state is invalid, falling back to full sync: x";
         let away = "connect(10.0.0.1:12345) failed: No route to host";
@@ -500,8 +581,8 @@ mod tests {
     #[test]
     fn sync_that_a_change_ended_goes_on_from_the_state_that_it_told_or_from_none() {
         let outcome = |code: Code, state: &[u8]| {
-            let state = state.to_vec();
-            outcome_of(Reply { code, state }, "", false)
+            let (state, ready) = (state.to_vec(), false);
+            outcome_of(Reply { code, state, ready }, "", false)
         };
         assert_eq!(outcome(Code::Changed, b"S"), changed(b"S"));
         for code in [
@@ -516,8 +597,8 @@ mod tests {
     #[test]
     fn lock_of_another_dsync_is_known_in_its_words() {
         let outcome = |error: &str| {
-            let (code, state) = (Code::TempFail, Vec::new());
-            outcome_of(Reply { code, state }, error, false)
+            let (code, state, ready) = (Code::TempFail, Vec::new(), false);
+            outcome_of(Reply { code, state, ready }, error, false)
         };
         for error in [
             "Couldn't lock /home/u/.dovecot-sync.lock: Timed out after 30 seconds",

@@ -6,6 +6,7 @@
 
 mod clients;
 mod dsync;
+mod idle;
 mod probe;
 mod process;
 mod settings;
@@ -39,6 +40,7 @@ use crate::services::daemon::Daemon;
 
 use clients::{DoveadmClient, NotifyClient};
 use dsync::{Dsync, WaitingForState};
+use idle::{Idle, Worker};
 use probe::Probes;
 use socket::Socket;
 use store::{Store, StoreEvent, StoreOptions};
@@ -93,6 +95,7 @@ enum Peer {
     Notify(NotifyClient),
     Doveadm(DoveadmClient),
     Dsync(Dsync),
+    Idle(Worker),
     Userdb(UserdbConnection),
 }
 
@@ -110,6 +113,8 @@ enum Turn {
     Wait,
     /// There is more; the others come first.
     Again,
+    /// The sync is over, the connection can serve another.
+    Idle,
     /// The connection is over.
     Close,
 }
@@ -151,6 +156,7 @@ pub struct Replicator {
     aggregators: HashMap<ConnectionId, usize>,
     commands: HashMap<CommandId, usize>,
     syncs: HashMap<SyncId, usize>,
+    idle: Idle,
     waiting_for_state: HashMap<SyncId, WaitingForState>,
     aborting: Vec<SyncId>,
     lookups: Option<usize>,
@@ -245,6 +251,7 @@ impl Replicator {
             aggregators: HashMap::new(),
             commands: HashMap::new(),
             syncs: HashMap::new(),
+            idle: Idle::default(),
             waiting_for_state: HashMap::new(),
             aborting: Vec::new(),
             lookups: None,
@@ -328,6 +335,7 @@ impl Replicator {
             Peer::Notify(client) => self.serve_notify(now, slot, socket, client),
             Peer::Doveadm(client) => self.serve_doveadm(now, slot, socket, client),
             Peer::Dsync(dsync) => self.serve_dsync(now, socket, dsync),
+            Peer::Idle(_) => Self::serve_idle(socket),
             Peer::Userdb(userdb) => self.serve_userdb(now, socket, userdb),
         };
         let turn = match socket.watch_room(self.poll.registry(), Token(slot)) {
@@ -337,6 +345,14 @@ impl Replicator {
         match turn {
             Turn::Close => self.close(now, slot, connection),
             Turn::Wait => self.restore(slot, connection),
+            Turn::Idle => match connection {
+                Connection {
+                    socket,
+                    peer: Peer::Dsync(dsync),
+                    ..
+                } => self.rest_dsync(now, slot, socket, dsync),
+                other => self.close(now, slot, other),
+            },
             Turn::Again => {
                 self.restore(slot, connection);
                 self.queue(slot);
@@ -360,6 +376,7 @@ impl Replicator {
                 self.closed_connections += 1;
             }
             Peer::Dsync(dsync) => self.finish_dsync(now, dsync),
+            Peer::Idle(_) => self.idle.forget(slot),
             Peer::Userdb(userdb) => self.finish_userdb(now, slot, userdb),
         }
     }
@@ -554,6 +571,7 @@ impl Replicator {
         self.aggregators.clear();
         self.commands.clear();
         self.syncs.clear();
+        self.idle = Idle::default();
         self.waiting_for_state.clear();
         self.aborting.clear();
         self.several_replicas.clear();
@@ -712,6 +730,7 @@ impl Daemon for Replicator {
             engine,
             store,
             aborting,
+            self.idle.next_look(),
             self.next_sweep,
             self.next_progress_check,
         ]
@@ -734,6 +753,7 @@ impl Daemon for Replicator {
             store.handle_timeout(now.mono);
         }
         self.continue_aborts(now);
+        self.end_idle(now);
         if self.next_progress_check.is_some_and(|due| due <= now.mono) {
             self.next_progress_check = None;
             self.check_progress(now);

@@ -185,6 +185,11 @@ impl Socket {
         self.drained
     }
 
+    /// Whether the kernel has told that the other side sends no more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending
+    }
+
     /// The kernel has told something of the stream.
     pub(super) fn handle_event(&mut self, event: &Event) {
         if event.is_writable() {

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use super::{Context, Kind, ffi, guard, is_root, is_served, stock_of, table, with};
+use super::{Context, Kind, client_output, ffi, guard, is_root, is_served, stock_of, table, with};
 
 type Close = unsafe extern "C" fn(*mut ffi::iostream_private, bool);
 
@@ -54,7 +54,7 @@ pub const fn stock_notifies(notify: bool) -> bool {
 }
 
 unsafe extern "C" fn parse_arg(context: *mut Context, option: c_int) -> bool {
-    let taken = option == c_int::from(b'U') && guard("parse_arg", false, || note_notify(context));
+    let taken = guard("parse_arg", false, || note(context, option));
     if taken {
         return true;
     }
@@ -65,7 +65,15 @@ unsafe extern "C" fn parse_arg(context: *mut Context, option: c_int) -> bool {
     }
 }
 
-/// Whether the option is ours alone: a root's command line whose stock NOTIFY would come after it is root no more.
+/// Whether the option is ours alone.
+fn note(context: *mut Context, option: c_int) -> bool {
+    if option == c_int::from(b's') {
+        with(context, |w| w.gets_state = true);
+    }
+    option == c_int::from(b'U') && note_notify(context)
+}
+
+/// A root's command line whose stock NOTIFY would come after it is root no more.
 fn note_notify(context: *mut Context) -> bool {
     let ours_alone = !is_served(context) && is_root();
     with(context, |w| {
@@ -89,13 +97,6 @@ pub fn before_run(context: *mut Context) {
         let stock = unsafe { ffi::replication_doveadm_replace_close(output, Some(close)) };
         *table(&STOCK_CLOSE) = stock;
     }
-}
-
-fn client_output(context: *mut Context) -> *mut ffi::ostream {
-    // SAFETY: `began_as_root` is only set where `is_served` has found the pointer set.
-    let cctx = unsafe { (*context).cctx };
-    // SAFETY: as above.
-    unsafe { (*cctx).output }
 }
 
 unsafe extern "C" fn close(stream: *mut ffi::iostream_private, close_parent: bool) {

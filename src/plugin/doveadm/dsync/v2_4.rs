@@ -23,8 +23,10 @@ pub fn read_options(context: *mut Context) {
     // SAFETY: doveadm sets it before preinit, for the time of the command.
     let command = unsafe { Command::new(cctx) };
     let notify = command.param_bool(c"replicator-notify");
+    let gets_state = command.param_str(c"state").is_some();
     let kind = with(context, |w| {
         w.notify = notify;
+        w.gets_state = gets_state;
         w.kind
     });
     if kind != Some(Kind::Sync) || !command.param_bool(c"default-destination") {

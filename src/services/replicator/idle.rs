@@ -1,0 +1,96 @@
+//! Connections to `doveadm-server` between two syncs.
+//!
+//! A process that serves one sync after the other is spared its start, and the replicator a connection; stock's replicator begins each
+//! anew. The one that was at work last is taken first, so that those which are not needed end soon: each holds a process of
+//! `service doveadm`, and the peer's dsyncs need some too.
+
+use std::time::Duration;
+
+use super::socket::{Input, Socket};
+use super::{Connection, Peer, Replicator, Turn};
+use crate::engine::protocol::doveadm_server::DoveadmReader;
+use crate::engine::time::{Mono, Now};
+
+/// Syncs on one connection: what a long life does to a process of Dovecot (memory, old settings) stays bounded.
+pub(super) const SYNCS_MAX: u32 = 50;
+/// A connection ends when it has waited for so long, or for up to twice as long.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The process on the other side of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Worker {
+    pub(super) reader: DoveadmReader,
+    /// Known with its first bytes.
+    pub(super) pid: Option<i32>,
+    /// Syncs that it has served.
+    pub(super) syncs: u32,
+}
+
+/// The connections that wait, the one that waits longest first.
+#[derive(Debug, Default)]
+pub(super) struct Idle {
+    slots: Vec<(usize, Mono)>,
+    next_look: Option<Mono>,
+}
+
+impl Idle {
+    pub(super) fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// When [`Replicator::end_idle`] has something to do.
+    pub(super) const fn next_look(&self) -> Option<Mono> {
+        self.next_look
+    }
+
+    pub(super) fn forget(&mut self, slot: usize) {
+        self.slots.retain(|(other, _)| *other != slot);
+    }
+}
+
+impl Replicator {
+    pub(super) fn put_idle(&mut self, now: Now, slot: usize, socket: Socket, worker: Worker) {
+        self.put(slot, socket, Peer::Idle(worker));
+        self.idle.slots.push((slot, now.mono));
+        self.idle.next_look.get_or_insert(now.mono + IDLE);
+    }
+
+    pub(super) fn take_idle(&mut self) -> Option<(usize, Socket, Worker)> {
+        while let Some((slot, _)) = self.idle.slots.pop() {
+            if let Some(Connection {
+                socket,
+                peer: Peer::Idle(worker),
+                ..
+            }) = self.take(slot)
+            {
+                return Some((slot, socket, worker));
+            }
+        }
+        None
+    }
+
+    /// It has nothing to say: what is heard is its end.
+    pub(super) fn serve_idle(socket: &mut Socket) -> Turn {
+        match socket.read(&mut [0; 1]) {
+            Input::Blocked => Turn::Wait,
+            Input::Closed | Input::Data(_) => Turn::Close,
+        }
+    }
+
+    /// Ends those that nobody has needed.
+    pub(super) fn end_idle(&mut self, now: Now) {
+        if self.idle.next_look.is_none_or(|due| due > now.mono) {
+            return;
+        }
+        while let Some(&(slot, since)) = self.idle.slots.first() {
+            if now.mono.since(since) < IDLE {
+                break;
+            }
+            self.idle.slots.remove(0);
+            if self.take(slot).is_some() {
+                self.free.push(slot);
+            }
+        }
+        self.idle.next_look = (!self.idle.slots.is_empty()).then(|| now.mono + IDLE);
+    }
+}

@@ -1,0 +1,123 @@
+//! Connections that serve one sync after the other.
+
+use super::super::idle::SYNCS_MAX;
+use super::*;
+
+fn connections(setup: &Setup) -> usize {
+    setup.neighbours.connections.load(Relaxed)
+}
+
+/// Syncs one after the other, each begun by a notification of its own; their users.
+fn sync_in_turn(running: &mut Running, setup: &Setup, users: &[&str]) {
+    let mut client = running.aggregator(1);
+    for (at, user) in users.iter().enumerate() {
+        let line = format!("U\t{user}\tlow\t{}\n", at + 1);
+        client.write_all(line.as_bytes()).unwrap();
+        let request = running.run_until("a sync", |_| setup.requests.try_recv().ok());
+        assert_eq!(user_of(&request), *user);
+        running.wait_quiet(setup, 0);
+    }
+}
+
+/// After the first sync of each user, of which none waits for the other.
+fn begin(users: &[&str], answer: &'static [u8]) -> (Setup, Running) {
+    let setup = Setup::with_peer(users);
+    setup.answer(move |_| Answer::Reply(answer));
+    let mut running = setup.start();
+    running.wait_quiet(&setup, users.len());
+    (setup, running)
+}
+
+#[test]
+fn connection_that_is_ready_serves_one_sync_after_the_other() {
+    let (setup, mut running) = begin(&["u1", "u2"], READY);
+    let before = connections(&setup);
+    sync_in_turn(&mut running, &setup, &["u1", "u2", "u1", "u2", "u2", "u1"]);
+    assert!(connections(&setup) <= before + 1);
+    let shown = running.ask("STATUS-DSYNC", "\n\n");
+    assert!(shown.contains("\tIdle\n"), "{shown}");
+    running.run_until("the end of those that nobody needs", |_| {
+        (setup.neighbours.ended.load(Relaxed) == connections(&setup)).then_some(())
+    });
+    let shown = running.ask("STATUS-DSYNC", "\n\n");
+    assert!(!shown.contains("Idle"), "{shown}");
+    let before = connections(&setup);
+    sync_in_turn(&mut running, &setup, &["u1"]);
+    assert_eq!(connections(&setup), before + 1);
+}
+
+#[test]
+fn connection_that_does_not_say_that_it_is_ready_serves_one() {
+    let (setup, mut running) = begin(&["u1"], b"STATE\t\n+\n");
+    sync_in_turn(&mut running, &setup, &["u1", "u1", "u1"]);
+    assert_eq!(connections(&setup), 4);
+}
+
+#[test]
+fn connection_serves_no_more_than_its_share() {
+    let (setup, mut running) = begin(&["u1"], READY);
+    let syncs = usize::try_from(SYNCS_MAX).unwrap();
+    // One was there before.
+    sync_in_turn(&mut running, &setup, &vec!["u1"; syncs - 1]);
+    assert_eq!(connections(&setup), 1);
+    sync_in_turn(&mut running, &setup, &["u1"]);
+    assert_eq!(connections(&setup), 2);
+}
+
+#[test]
+fn failed_sync_ends_its_connection() {
+    let (setup, mut running) = begin(&["u1"], READY);
+    let mut failed = false;
+    setup.answer(move |_| {
+        if std::mem::replace(&mut failed, true) {
+            Answer::Reply(READY)
+        } else {
+            Answer::Reply(b"\tready\t\n-TEMPFAIL\n")
+        }
+    });
+    let before = connections(&setup);
+    sync_in_turn(&mut running, &setup, &["u1"]);
+    running.run_until("the second try", |_| setup.requests.try_recv().ok());
+    running.wait_quiet(&setup, 0);
+    assert_eq!(connections(&setup), before + 1);
+}
+
+#[test]
+fn process_that_ended_meanwhile_is_no_failure_of_the_next_sync() {
+    let (setup, mut running) = begin(&["u1"], READY);
+    let mut at = 0;
+    // The connection that waits is closed when it gets a command, or at once after an answer.
+    setup.answer(move |_| {
+        at += 1;
+        if at % 3 == 0 {
+            Answer::ReplyAndClose(READY)
+        } else {
+            Answer::ReplyToFirst(READY)
+        }
+    });
+    let mut client = running.aggregator(1);
+    for id in 1..=6 {
+        let line = format!("U\tu1\tsync\t{id}\n");
+        client.write_all(line.as_bytes()).unwrap();
+        // A failure would be answered with a minus.
+        running.read_until(&mut client, &format!("+\t{id}\n"));
+    }
+}
+
+#[test]
+fn process_that_ends_on_a_command_of_its_own_connection_is_a_failure() {
+    let (setup, mut running) = begin(&["u1"], b"STATE\t\n+\n");
+    let mut at = 0;
+    setup.answer(move |_| {
+        at += 1;
+        if at == 1 {
+            Answer::Close
+        } else {
+            Answer::Reply(READY)
+        }
+    });
+    let mut client = running.aggregator(1);
+    client.write_all(b"U\tu1\tsync\t7\n").unwrap();
+    let answer = running.read_until(&mut client, "A\t7\n");
+    assert!(answer.contains("\n-\t7\t"), "{answer}");
+}
