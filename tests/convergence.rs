@@ -8,6 +8,7 @@
 
 mod harness;
 
+use dovecot_replication::engine::sync_state;
 use harness::client::message;
 use harness::compare::is_nonexistent;
 use harness::convergence::Course;
@@ -162,7 +163,8 @@ fn becomes_equal(course: Course) -> Outcome {
     let told = if round.wrong.is_empty() {
         String::new()
     } else {
-        journey.told(&round)
+        let kept = [&mut journey.pair.a, &mut journey.pair.b].map(Node::keep);
+        format!("{}kept: {kept:?}", journey.told(&round))
     };
     let operations: u64 = journey.operations().values().map(|[done, ..]| done).sum();
     println!(
@@ -307,9 +309,28 @@ impl ByHand {
     }
 }
 
+/// A state that a sync begins from.
+#[derive(Clone, Copy, Debug)]
+enum From {
+    /// The one that the sync left which brought the mail.
+    Newest,
+    /// The last one, as if nothing were known of flags: with that the replicator makes up for a stale state.
+    AnyChange,
+}
+
+fn without_modseqs(state: &str) -> Outcome<String> {
+    let state = sync_state::without_modseqs(state.as_bytes()).ok_or("not known")?;
+    Ok(String::from_utf8(state)?)
+}
+
 /// Of a mail that both sides have, but that is newer than the state which a sync begins from, dsync does not bring
 /// the flags over. (A sync of the peer, one that ended with CHANGED and one that failed half-way move mail too.)
 fn newer_mail(target: &Target) -> Outcome {
+    flag_of_newer_mail(target, From::Newest)?;
+    flag_of_newer_mail(target, From::AnyChange)
+}
+
+fn flag_of_newer_mail(target: &Target, from: From) -> Outcome {
     let nodes = ByHand::start(target)?;
     let mut lmtp = nodes.a.lmtp()?;
     lmtp.deliver(&["u1"], &message("first"))?;
@@ -328,28 +349,44 @@ fn newer_mail(target: &Target) -> Outcome {
         imap.logout()?;
         Ok(lines.concat().contains("\\Flagged"))
     };
-    nodes.sync(&old)?;
+    // b has had more changes than a: else it would come with the next sync.
+    let mut imap = nodes.b.imap("u1")?;
+    imap.ok("SELECT INBOX")?;
+    for sign in ["+", "-", "+", "-", "+"] {
+        imap.ok(&format!("UID STORE 1 {sign}FLAGS (\\Answered)"))?;
+    }
+    imap.logout()?;
+    let left = nodes.sync(&old)?;
     check(!is_flagged()?, || "came from the older state".to_owned())?;
-    nodes.sync(&new)?;
-    check(is_flagged()?, || {
-        "did not come from the newest state".to_owned()
-    })?;
+    let left = match from {
+        From::Newest => left,
+        From::AnyChange => nodes.sync(&left)?,
+    };
+    check(!is_flagged()?, || "came with the next sync".to_owned())?;
+    match from {
+        From::Newest => nodes.sync(&new)?,
+        From::AnyChange => nodes.sync(&without_modseqs(&left)?)?,
+    };
+    check(is_flagged()?, || format!("did not come from {from:?}"))?;
     nodes.finish()
 }
 
 /// Both nodes give one UID to different mails; the sync that renumbers them is cut off before b's have come to a: they
 /// are on b only, under UIDs that a has skipped. A full sync takes that for an expunge: the mail is lost. A fast
-/// one from the state before brings it over. So the replicator does not follow a failure with a full sync.
+/// one from the state before brings it over, also one that sends the flags of all mails. So the replicator does not follow a failure with
+/// a full sync, and has flags come over from the state.
 fn full_after_cut(target: &Target) -> Outcome {
     const CUTS: usize = 24;
     for cut in 1..=CUTS {
         let bytes = (1 + cut % 6) * 90_000;
-        let by_fast = left_after_cut(target, bytes, false)?;
-        check(by_fast == MAILS_OF_B, || {
-            format!("fast: {by_fast} mails are left")
-        })?;
+        for then in [Then::Fast, Then::AnyChange] {
+            let left = left_after_cut(target, bytes, then)?;
+            check(left == MAILS_OF_B, || {
+                format!("{then:?}: {left} mails are left")
+            })?;
+        }
         // Whether the moment is the right one is chance.
-        if left_after_cut(target, bytes, true)? < MAILS_OF_B {
+        if left_after_cut(target, bytes, Then::Full)? < MAILS_OF_B {
             return Ok(());
         }
     }
@@ -358,8 +395,17 @@ fn full_after_cut(target: &Target) -> Outcome {
 
 const MAILS_OF_B: usize = 8;
 
-/// How many of b's mails b has after a sync that was cut off after `bytes`, and a full or a fast one.
-fn left_after_cut(target: &Target, bytes: usize, full: bool) -> Outcome<usize> {
+/// The sync that follows one that was cut off.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    Full,
+    Fast,
+    /// [`From::AnyChange`]
+    AnyChange,
+}
+
+/// How many of b's mails b has after a sync that was cut off after `bytes`, and `then`.
+fn left_after_cut(target: &Target, bytes: usize, then: Then) -> Outcome<usize> {
     let nodes = ByHand::start(target)?;
     let deliver = |node: &Node, subject: &str, lines: usize| -> Outcome {
         let body = "a line of a mail that takes a while on the wire\r\n".repeat(lines);
@@ -377,7 +423,12 @@ fn left_after_cut(target: &Target, bytes: usize, full: bool) -> Outcome<usize> {
     nodes.to_b.set(Link::CutAfter(bytes));
     nodes.dsync(&["-s", &state])?;
     nodes.to_b.set(Link::Up);
-    let rest = if full { vec!["-f"] } else { vec!["-s", &state] };
+    let all_flags = without_modseqs(&state)?;
+    let rest = match then {
+        Then::Full => vec!["-f"],
+        Then::Fast => vec!["-s", &state],
+        Then::AnyChange => vec!["-s", &all_flags],
+    };
     // It may say that it has to be run again.
     for _ in 0..3 {
         nodes.dsync(&rest)?;

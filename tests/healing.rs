@@ -9,6 +9,7 @@ use harness::client::message;
 use harness::configuration::Format;
 use harness::node::MAIL_USER;
 use harness::pair::Links;
+use harness::proxy::Link;
 use harness::run::{main as run, trial};
 use harness::{Implementation, Node, Outcome, Pair, Target, User, check, wait_for};
 use rustix::process::Signal;
@@ -461,9 +462,56 @@ fn different_hostnames(target: &Target) -> Outcome {
     finish(pair)
 }
 
+/// The peer's sync is cut off in the middle of a mail: a full one of ours that is ordered then does not begin before a fast one has come
+/// through, for it could take what is half over for expunged.
+fn full_after_the_peers_cut(target: &Target) -> Outcome {
+    let pair = Pair::of(target)
+        .users([User::local("u1")])
+        .faults()
+        .crashes_only()
+        .start()?;
+    deliver(&pair.a, "u1", "first")?;
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    pair.wait_idle()?;
+    let counted = || -> Outcome<[u64; 2]> {
+        let count = |name| metric(&pair.b, name);
+        Ok([count("full_syncs_started")?, count("syncs_started")?])
+    };
+    let [full, all] = counted()?;
+    let failed = metric(&pair.a, "syncs_failed")?;
+    // Those that served b's own syncs wait for the next one.
+    let idle = pair.b.processes("doveadm-server")?;
+    let to_b = &pair.proxies[1];
+    to_b.set(Link::CutAfter(40_000));
+    let body = "a line of a mail that takes a while on the wire\r\n".repeat(2_000);
+    let mut lmtp = pair.a.lmtp()?;
+    lmtp.deliver(&["u1"], &(message("cut") + &body))?;
+    lmtp.quit()?;
+    wait_for("a sync that was cut off", PATIENCE, || {
+        let cut = metric(&pair.a, "syncs_failed")? > failed;
+        let workers = pair.b.processes("doveadm-server")?;
+        Ok((cut && workers.iter().all(|pid| idle.contains(pid))).then_some(()))
+    })?;
+    to_b.set(Link::Cut);
+    pair.b
+        .doveadm(&["replicator", "replicate", "-f", "-p", "high", "u1"])?;
+    wait_for("a full sync", PATIENCE, || {
+        Ok((counted()?[0] > full).then_some(()))
+    })?;
+    let [full, all] = [counted()?[0] - full, counted()?[1] - all];
+    check(all > full, || format!("{full} of {all} syncs were full"))?;
+    to_b.set(Link::Up);
+    pair.wait_equal(&["u1"], PATIENCE)?;
+    finish(pair)
+}
+
 type Scenario = fn(&Target) -> Outcome;
 
 fn main() -> ExitCode {
+    if let Err(failed) = harness::disk::in_own_mounts() {
+        eprintln!("{}", failed.message().unwrap_or("?"));
+        return ExitCode::FAILURE;
+    }
     let staged = Target::all_staged();
     let find = |(version, implementation)| {
         let is =
@@ -480,13 +528,17 @@ fn main() -> ExitCode {
             let name = format!("first_login_without_mail_{}", format.name());
             trials.push(trial(target, &name, move || first_look(&of, &of, format)));
         }
-        let scenarios: [(&str, Scenario); 9] = [
+        let scenarios: [(&str, Scenario); 10] = [
             (
                 "two_nodes_that_are_locked_out_take_turns",
                 both_are_locked_out,
             ),
             ("peer_restored_from_backup", restored_from_backup),
             ("index_made_anew", index_made_anew),
+            (
+                "full_sync_after_a_peers_that_was_cut_off",
+                full_after_the_peers_cut,
+            ),
             ("lock_of_another_dsync_is_no_failure", lock_is_held),
             ("same_host_name_is_said_once", |of| same_hostname(of, of)),
             ("same_host_name_is_seen_by_own_sync", |of| {

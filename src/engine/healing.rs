@@ -54,6 +54,14 @@ impl Hostnames {
     }
 }
 
+impl Hostnames {
+    /// Whether a sync that the peer began has failed: of one name they are told without a failure, too.
+    #[must_use]
+    pub fn are_the_peers_failure(&self) -> bool {
+        self.side == Side::Peers && !self.are_the_same()
+    }
+}
+
 impl Observed {
     /// Leaves out the names that nobody needs: what is told of each sync would cost each sync.
     pub fn keep_hostnames_that_matter(&mut self, failed: bool) {

@@ -6,6 +6,7 @@
 
 mod abi;
 pub mod aggregator;
+mod base64;
 pub mod healing;
 pub mod location;
 mod notification;
@@ -16,6 +17,7 @@ pub mod protocol;
 pub mod replicator;
 pub mod strescape;
 mod sync_reply;
+pub mod sync_state;
 mod sync_timeout;
 pub mod time;
 pub mod verify;

@@ -236,7 +236,7 @@ impl Journey {
                 subjects
                     .iter()
                     .any(|subject| line.ends_with(subject.as_str()))
-                    || line.contains("Rebuilding index")
+                    || line.contains("ebuilding index")
             };
             for line in node.log().lines().filter(|line| is_of_mails(line)) {
                 told.push_str(&format!("{side}: {line}\n"));
@@ -261,7 +261,9 @@ fn check_clock(pair: &Pair) -> Outcome {
 fn was_rebuilt(pair: &Pair, user: &str) -> bool {
     let process = format!("({user})<");
     [&pair.a, &pair.b].into_iter().any(|node| {
-        let said = node.log_lines("Rebuilding index");
+        // The second is mdbox's, of all of the user's mailboxes.
+        let said = ["Rebuilding index", ": rebuilding indexes"].map(|words| node.log_lines(words));
+        let said = said.concat();
         said.iter().any(|line| line.contains(&process))
     })
 }

@@ -74,6 +74,20 @@ impl Disk {
         Ok(fs::remove_file(self.ballast())?)
     }
 
+    /// Leaves what it holds in its directory, without being a file system any more.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn keep(self) -> Outcome {
+        let path = self.path.clone();
+        let copy = path.with_extension("kept");
+        let copied = Command::new("cp").arg("-a").args([&path, &copy]).status()?;
+        super::check(copied.success(), || format!("cp: {copied}"))?;
+        drop(self);
+        fs::remove_dir(&path)?;
+        Ok(fs::rename(copy, path)?)
+    }
+
     fn ballast(&self) -> PathBuf {
         self.path.join("ballast")
     }

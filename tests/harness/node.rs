@@ -129,6 +129,7 @@ pub struct Node {
     users: Vec<String>,
     lenient: bool,
     tolerated: Mutex<Vec<String>>,
+    is_kept: bool,
     /// Where the log's end begins.
     ends_at: Mutex<Option<usize>>,
 }
@@ -229,6 +230,7 @@ impl Node {
             users: builder.users.iter().map(|user| user.name.clone()).collect(),
             lenient: builder.lenient,
             tolerated: Mutex::default(),
+            is_kept: false,
             ends_at: Mutex::default(),
             target,
         };
@@ -739,16 +741,26 @@ impl Node {
         let dir = self.path("");
         find_cores(&dir, &mut wrong)?;
         // A process that is not the master's child may still write here: try, then leave it.
-        if wrong.is_empty() && std::env::var_os("DOVECOT_TEST_KEEP").is_none() {
+        let is_kept = self.is_kept || std::env::var_os("DOVECOT_TEST_KEEP").is_some();
+        if wrong.is_empty() && !is_kept {
             self.disks.clear();
             self.dir = None;
             return Ok(());
+        }
+        for disk in self.disks.drain(..) {
+            disk.keep()?;
         }
         let kept = self.dir.take().map(tempfile::TempDir::keep);
         super::check(wrong.is_empty(), || {
             let kept = kept.unwrap_or_default();
             format!("{} ({})", wrong.join("\n"), kept.display())
         })
+    }
+
+    /// Its directory stays when it ends, whatever its log says; where that is.
+    pub fn keep(&mut self) -> PathBuf {
+        self.is_kept = true;
+        self.path("")
     }
 
     /// Leaves it running for an admin to look around, who stops it by the pid that is returned.

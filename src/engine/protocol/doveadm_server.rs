@@ -21,7 +21,7 @@
 use super::line::{Line, LineReader};
 use super::multiplex::Frames;
 use super::replicator_notify::{parse_number, printable};
-use crate::engine::strescape;
+use crate::engine::{base64, strescape};
 
 /// The longest state that is kept, in bytes. A longer one is dropped: the next sync is not incremental.
 pub const MAX_STATE_BYTES: usize = 4 * 1024 * 1024;
@@ -355,24 +355,8 @@ pub fn append_password(out: &mut Vec<u8>, password: &[u8]) {
     let mut plain = b"\0doveadm\0".to_vec();
     plain.extend_from_slice(password);
     out.extend_from_slice(b"PLAIN\t");
-    append_base64(out, &plain);
+    base64::append(out, &plain);
     out.push(b'\n');
-}
-
-fn append_base64(out: &mut Vec<u8>, plain: &[u8]) {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    for chunk in plain.chunks(3) {
-        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for position in 0..4 {
-            if position > chunk.len() {
-                out.push(b'=');
-            } else {
-                let index = (bits >> (18 - 6 * position)) & 63;
-                out.extend(LETTERS.get(index as usize));
-            }
-        }
-    }
 }
 
 /// Appends a command line without flags. Each argument is escaped.

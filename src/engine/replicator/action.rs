@@ -58,8 +58,10 @@ pub enum Action {
         username: Vec<u8>,
         /// To where.
         target: Vec<u8>,
-        /// With `-f`.
+        /// It looks at all mails: with `-f`.
         full: bool,
+        /// But not with `-f`: from the state, [without its modseqs](crate::engine::sync_state::without_modseqs), if that can be had.
+        from_state: bool,
         /// Whether the store has a state: else it need not be asked.
         has_state: bool,
     },

@@ -1,7 +1,7 @@
 //! What is done about results of dsync that repeat: the smallest thing that helps, said once and counted. Nothing is ever
 //! deleted but a state, which a full sync makes anew.
 //!
-//! - A state that is refused is forgotten; a full sync follows.
+//! - A state that is refused is made anew by a full sync; until then it is there for one that follows a cut.
 //! - Fast syncs that a concurrent change ends again and again: a full sync. Not where one failed in between: a full sync after one
 //!   that was cut off may take a mail that was only half over for one that was expunged.
 //! - A lock that another dsync of the user holds: we step back until it has ended. Of two nodes that lock each other out the one whose
@@ -12,7 +12,6 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use super::Replicator;
 use super::backoff::doubled;
 use super::log::{Level, LogEvent};
 use super::notify::WAITERS_PATIENCE;
@@ -22,6 +21,7 @@ use super::record::StateChange;
 use super::syncs::{Pause, Running, shortened};
 use super::users::RowId;
 use super::waiters::Whom;
+use super::{Busy, Replicator};
 use crate::engine::Priority;
 use crate::engine::healing::{Observed, Side};
 use crate::engine::time::{Mono, Now};
@@ -43,6 +43,8 @@ const SHORTEST_OF_FIRST: Duration = Duration::from_millis(250);
 const LONGEST_OF_FIRST: Duration = Duration::from_secs(10);
 const SHORTEST_OF_SECOND: Duration = Duration::from_secs(4);
 const LONGEST_OF_SECOND: Duration = Duration::from_secs(60);
+/// A peer's sync that failed because it waited for a lock of ours in vain has waited longer (`-l` is 30 s by default).
+const LOCK_WAIT: Duration = Duration::from_secs(25);
 /// After this many syncs in a row that a lock ended the user counts as failing.
 const LOCKS_TOLERATED: u32 = 5;
 
@@ -53,6 +55,9 @@ impl Replicator {
         let Some(hostnames) = &observed.hostnames else {
             return;
         };
+        if hostnames.are_the_peers_failure() {
+            self.peers_sync_failed(now, username);
+        }
         let Some(peer) = self.peer_of_sync(username, hostnames.side) else {
             return;
         };
@@ -175,17 +180,55 @@ impl Replicator {
         self.touch(id);
     }
 
-    /// The peer, or dsync itself, will not go on from the state.
-    pub(super) fn forget_state(&mut self, id: RowId, reason: &str) {
-        let Some(row) = self.users.row_mut(id) else {
+    pub(super) fn is_state_doubted(&self, id: RowId) -> bool {
+        self.queue.work(id).is_some_and(|work| work.state_doubted)
+    }
+
+    /// The peer, or dsync itself, will not go on from the state: a full sync follows. The state stays until that has come through, for a sync that
+    /// was cut off is to be followed by one that begins from it; if it is refused then, too, nothing is left of it.
+    pub(super) fn doubt_state(&mut self, running: &Running, reason: &str) {
+        let id = running.row;
+        let is_doubted = self.is_state_doubted(id);
+        let Some(row) = self.users.row_mut(id).filter(|row| row.has_state) else {
             return;
         };
-        if std::mem::take(&mut row.has_state) {
-            self.totals.healed_states += 1;
-            let text = format!("The sync state is forgotten, a full sync follows: {reason}");
-            self.say_of_row(Level::Info, id, text);
+        if is_doubted && running.from_state {
+            row.has_state = false;
+            self.queue.work_mut(id).state_doubted = false;
+            return self.journal.set_state(id, StateChange::Forget);
         }
-        self.journal.set_state(id, StateChange::Forget);
+        if running.full && !running.from_state {
+            return;
+        }
+        row.force_full = true;
+        self.queue.work_mut(id).state_doubted = true;
+        self.touch(id);
+        self.totals.healed_states += 1;
+        let text = format!("The sync state is forgotten, a full sync follows: {reason}");
+        self.say_of_row(Level::Info, id, text);
+    }
+
+    /// A sync that the peer began has failed here. If that was in its middle, a full one of ours is not to come next: not one that is
+    /// to begin, nor one that has waited for the end of the peer's.
+    fn peers_sync_failed(&mut self, now: Now, username: &[u8]) {
+        let Some(user) = self.users.find(username) else {
+            return;
+        };
+        for id in self.users.row_ids(user) {
+            self.mark_cut_off(id);
+        }
+        let Some(Busy::Sync(sync)) = self.busy.get(&user) else {
+            return;
+        };
+        let sync = *sync;
+        let waited = self.running.get(&sync).is_some_and(|running| {
+            let has_state = self.users.row(running.row).is_some_and(|row| row.has_state);
+            let is_young = now.mono.since(running.begun) < LOCK_WAIT;
+            running.full && !running.from_state && has_state && is_young
+        });
+        if waited {
+            self.abort(sync, "A sync of the peer was cut off before this full one");
+        }
     }
 
     pub(super) fn is_full_tried(&self, id: RowId) -> bool {

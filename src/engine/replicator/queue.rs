@@ -75,6 +75,8 @@ pub(super) struct Work {
     pub(super) woken_before: Option<Mono>,
     /// A full sync was asked for because nothing else helped.
     pub(super) full_tried: bool,
+    /// The mailboxes do not match the state: a full sync is to make it anew. Should that be cut off, there is nothing better.
+    pub(super) state_doubted: bool,
     /// Nothing has helped.
     pub(super) stuck: bool,
     pub(super) reason: Box<str>,

@@ -171,7 +171,7 @@ impl Replicator {
         checks.min()
     }
 
-    fn abort(&mut self, sync: SyncId, reason: &str) {
+    pub(super) fn abort(&mut self, sync: SyncId, reason: &str) {
         if let Some(running) = self.running.get_mut(&sync) {
             running.aborted = Some(reason.into());
             self.totals.syncs_aborted += 1;

@@ -5,7 +5,7 @@
 //! a flag set here on a mail that came by a sync whose state we do not have is not brought over, and the new state says that
 //! all is well. A row is stale from when there was such a sync: the peer's, of which it told no state (or while ours was at work);
 //! or ours, if it failed after it had begun. What is notified for a stale row is synced at once, fast; when the row has been
-//! quiet for a moment a full sync follows, never before a fast one has come through. That is kept in the store; a sync that runs when we are killed has failed (its mark may be
+//! quiet for a moment a full sync follows, from the state and without `-f`, never before a fast one has come through. That is kept in the store; a sync that runs when we are killed has failed (its mark may be
 //! lost with the last 20 ms of writes).
 
 use std::time::Duration;

@@ -232,6 +232,13 @@ impl Simulation {
             hostnames: Some(Hostnames { peer, own, side }),
         };
         let now = self.world.now;
+        if observed
+            .hostnames
+            .as_ref()
+            .is_some_and(Hostnames::are_the_peers_failure)
+        {
+            self.world.peer_failed(username);
+        }
         self.world
             .engine
             .handle_observed(now, username.as_bytes(), &observed);

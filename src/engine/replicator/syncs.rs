@@ -33,12 +33,16 @@ pub(super) struct Running {
     pub(super) full: bool,
     /// It is full because that was asked for, not because of the interval.
     pub(super) forced: bool,
+    /// It is full and begins from the state.
+    pub(super) from_state: bool,
+    /// What the row was before it began, to be so again unless it is a success.
+    stale: Stale,
     /// Something was notified, or what was is not over yet, or a full one was wanted.
     for_changes: bool,
     pub(super) sync_type: SyncType,
     /// Which waiters came before it.
     turn: Turn,
-    begun: Mono,
+    pub(super) begun: Mono,
     pub(super) last_progress: Mono,
     /// Since the last progress its peer was probed.
     pub(super) probed: bool,
@@ -96,14 +100,24 @@ impl Replicator {
     pub(super) fn start_sync(&mut self, now: Now, id: RowId, peer: PeerId) {
         let is_full_due = self.is_full_sync_due(now, id);
         let settles = self.is_settling_due(now, id);
+        let is_doubted = self.is_state_doubted(id);
         let Some(row) = self.users.row_mut(id) else {
             return;
         };
         let priority = std::mem::take(&mut row.priority);
         let wants_full = row.force_full || is_full_due || settles;
         // A sync that is neither full nor has a state does not look into mailboxes whose counters are equal.
-        let full = !row.has_state || wants_full && !row.is_fast_first();
-        let forced = full && std::mem::take(&mut row.force_full);
+        let is_fast_first = row.is_fast_first();
+        let full = !row.has_state || wants_full && !is_fast_first || is_doubted;
+        // One that takes no mail for expunged will do for flags, and where a fast one is to come first that would end as the last.
+        let from_state = full
+            && row.has_state
+            && match is_doubted {
+                true => is_fast_first,
+                false => settles && !row.force_full && !is_full_due,
+            };
+        let forced = full && !from_state && std::mem::take(&mut row.force_full);
+        let stale = row.stale;
         // Until it fails, or the peer tells of a sync that it did not look at.
         if full {
             row.stale = Stale::No;
@@ -121,6 +135,8 @@ impl Replicator {
             priority,
             full,
             forced,
+            from_state,
+            stale,
             for_changes,
             sync_type,
             turn: self.waiters.turn(),
@@ -144,6 +160,7 @@ impl Replicator {
             username: self.users.name(id.user).to_vec(),
             target: self.peers.target(peer).to_vec(),
             full,
+            from_state,
             has_state,
         });
     }
@@ -190,11 +207,15 @@ impl Replicator {
         }
         let id = running.row;
         if let Some(row) = self.users.row_mut(id) {
-            row.force_full |= running.full;
+            match running.from_state {
+                true if row.stale == Stale::No => row.stale = running.stale,
+                true => {}
+                false => row.force_full |= running.full,
+            }
         }
         if let SyncOutcome::Changed { state } = outcome {
             match state.is_empty() {
-                true => self.forget_state(id, "the mailboxes do not match it"),
+                true => self.doubt_state(running, "the mailboxes do not match it"),
                 false => {
                     self.keep_state(id, state);
                     self.came_through(id);
@@ -231,7 +252,7 @@ impl Replicator {
             }
             SyncOutcome::Usage | SyncOutcome::NoPerm => Pause::Admin,
             SyncOutcome::StateRefused => {
-                self.forget_state(id, &text);
+                self.doubt_state(running, &text);
                 Pause::Growing
             }
             SyncOutcome::PeerUnreachable => Pause::Away,
@@ -259,6 +280,9 @@ impl Replicator {
     pub(super) fn keep_state(&mut self, id: RowId, state: Vec<u8>) {
         if let Some(row) = self.users.row_mut(id) {
             row.has_state = !state.is_empty();
+        }
+        if self.is_state_doubted(id) {
+            self.queue.work_mut(id).state_doubted = false;
         }
         let change = match state.is_empty() {
             false => StateChange::Set(state),

@@ -24,6 +24,7 @@ pub(super) struct Dsync {
     pub(super) username: String,
     pub(super) target: String,
     pub(super) full: bool,
+    pub(super) from_state: bool,
     pub(super) state: Option<Vec<u8>>,
     /// The number of the last change when it began: it brings over all up to this.
     pub(super) saw: u64,
@@ -100,6 +101,8 @@ pub(super) struct World {
     doubted: BTreeSet<Key>,
     /// The last sync that began was cut off.
     cut_off: BTreeSet<Key>,
+    /// The same of a sync that the peer began, as the engine was told since it started.
+    peers_cut_off: BTreeSet<Key>,
     last_command: u64,
 }
 
@@ -147,6 +150,7 @@ impl World {
             moved: BTreeMap::new(),
             doubted: BTreeSet::new(),
             cut_off: BTreeSet::new(),
+            peers_cut_off: BTreeSet::new(),
             last_command: 0,
         };
         world.engine.handle_loaded(now, Boot::Trusted);
@@ -262,6 +266,7 @@ impl World {
                 }
             }
         }
+        self.peers_cut_off.clear();
         self.writes.clear();
         self.lookups.clear();
         self.listings.clear();
@@ -457,6 +462,7 @@ impl World {
         }
         if left_state {
             self.cut_off.remove(&key);
+            self.peers_cut_off.remove(&key);
         } else if super::syncs::may_have_begun(outcome) {
             self.cut_off.insert(key.clone());
         }
@@ -466,6 +472,14 @@ impl World {
         if left_state || super::syncs::may_have_begun(outcome) {
             *moved = dsync.saw.max(*moved);
         }
+    }
+
+    /// A sync that the peer began was cut off: mail may be half over.
+    pub(super) fn peer_failed(&mut self, username: &str) {
+        let known = self.engine.show(self.now, username.as_bytes());
+        let targets = known.into_iter().flat_map(|user| user.replicas);
+        let keys = targets.map(|replica| (username.to_owned(), text(&replica.target)));
+        self.peers_cut_off.extend(keys);
     }
 
     pub(super) fn succeed(&mut self, sync: SyncId) {
@@ -491,6 +505,7 @@ impl World {
             self.moved.insert(key.clone(), self.last_change);
             if !runs {
                 self.cut_off.remove(&key);
+                self.peers_cut_off.remove(&key);
             }
             if targets.len() == 1 && full && tells_state && !runs {
                 self.doubted.remove(&key);
@@ -638,6 +653,7 @@ impl World {
                 username,
                 target,
                 full,
+                from_state,
                 has_state,
             } => {
                 let dsync = Dsync {
@@ -645,8 +661,10 @@ impl World {
                     username: text(&username),
                     target: text(&target),
                     full,
+                    from_state,
                     saw: self.last_change,
                 };
+                assert!(!from_state || full && has_state, "from what?");
                 assert!(has_state || dsync.state.is_none(), "a state forgotten");
                 let key = (dsync.username.clone(), dsync.target.clone());
                 // Of a user who is stuck an order may have come.
@@ -656,8 +674,9 @@ impl World {
                 };
                 assert!(
                     !dsync.full
+                        || dsync.from_state
                         || dsync.state.is_none()
-                        || !self.cut_off.contains(&key)
+                        || !self.cut_off.contains(&key) && !self.peers_cut_off.contains(&key)
                         || is_stuck(),
                     "a full sync of {key:?} after one that was cut off"
                 );

@@ -17,6 +17,7 @@ use crate::engine::protocol::doveadm_server::{self, Code, Event, Reply};
 use crate::engine::protocol::replicator_doveadm;
 use crate::engine::protocol::replicator_notify::printable;
 use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
+use crate::engine::sync_state;
 use crate::engine::time::{Mono, Now};
 
 /// A command without its state, about.
@@ -30,9 +31,10 @@ const GREETING_DUE_AFTER: Duration = Duration::from_secs(1);
 
 /// A sync whose state is on its way from the store.
 pub(super) struct WaitingForState {
-    username: Vec<u8>,
-    target: Vec<u8>,
-    full: bool,
+    pub(super) username: Vec<u8>,
+    pub(super) target: Vec<u8>,
+    pub(super) full: bool,
+    pub(super) from_state: bool,
 }
 
 /// A dsync that runs.
@@ -100,20 +102,15 @@ impl Replicator {
         &mut self,
         now: Now,
         sync: SyncId,
-        username: Vec<u8>,
-        target: Vec<u8>,
-        full: bool,
+        waiting: WaitingForState,
         has_state: bool,
     ) {
         let state = match &mut self.store {
-            Some(store) if has_state => store.read_state(sync.0, &username, &target),
+            Some(store) if has_state => {
+                store.read_state(sync.0, &waiting.username, &waiting.target)
+            }
             Some(_) => Some(Vec::new()),
             None => return,
-        };
-        let waiting = WaitingForState {
-            username,
-            target,
-            full,
         };
         self.most_syncs = self
             .most_syncs
@@ -137,12 +134,21 @@ impl Replicator {
             username,
             target,
             full,
+            from_state,
         } = waiting;
+        let all_of_state = match from_state {
+            true => sync_state::without_modseqs(state),
+            false => None,
+        };
+        let (with_f, state) = match &all_of_state {
+            Some(all) => (false, all.as_slice()),
+            None => (full, state),
+        };
         let parameters = match self.several_replicas.contains(&username) {
             true => &self.parameters_of_several,
             false => &self.parameters,
         };
-        let arguments = parameters.arguments(&target, full, state);
+        let arguments = parameters.arguments(&target, with_f, state);
         let mut command = Vec::with_capacity(COMMAND_BYTES + state.len());
         doveadm_server::append_command(&mut command, &username, "sync", arguments);
         let sync_type = match full {

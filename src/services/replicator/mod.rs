@@ -438,8 +438,17 @@ impl Replicator {
                 username,
                 target,
                 full,
+                from_state,
                 has_state,
-            } => self.start_sync(now, sync, username, target, full, has_state),
+            } => {
+                let waiting = WaitingForState {
+                    username,
+                    target,
+                    full,
+                    from_state,
+                };
+                self.start_sync(now, sync, waiting, has_state);
+            }
             Action::AbortSync { sync, reason } => self.abort_sync(now, sync, &reason),
             Action::Acknowledge { connection, line } => {
                 if let Some(&slot) = self.aggregators.get(&connection) {

@@ -158,13 +158,13 @@ fn doveadm_server_that_is_away_is_nobodys_failure_and_said_once() {
 }
 
 #[test]
-fn refused_state_is_forgotten() {
+fn refused_state_is_made_anew() {
     let mut world = world(1);
     world.change("u0", Priority::Low);
     let sync = world.sync_of("u0").expect("runs");
     world.finish(sync, SyncOutcome::StateRefused);
     world.run_for(Duration::from_secs(1));
-    assert!(world.started[1].full && world.started[1].state.is_none());
+    assert!(world.started[1].full && !world.started[1].from_state);
 }
 
 #[test]

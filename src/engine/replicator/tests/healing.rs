@@ -1,6 +1,8 @@
 //! What is done about results that repeat.
 
+use super::world::Dsync;
 use super::*;
+use crate::engine::healing::{Hostnames, Observed, Side};
 
 fn said(world: &World, level: Level, text: &str) -> usize {
     let log = world.log.iter();
@@ -132,9 +134,100 @@ fn stale_state_is_forgotten_with_one_line_and_counted() {
     world.change("u0", Priority::High);
     let stale = SyncOutcome::Changed { state: Vec::new() };
     end_each(&mut world, &stale, 2);
-    assert!(world.started[1].full);
+    assert!(world.started[1].full && !world.started[1].from_state);
     assert_eq!(said(&world, Level::Info, "The sync state is forgotten"), 1);
     assert_eq!(world.engine.totals().healed_states, 1);
+}
+
+/// Without a state there is no other sync than a full one, which takes a mail that is half over for one that was expunged.
+#[test]
+fn state_in_doubt_is_begun_from_after_a_cut_and_is_forgotten_if_it_is_refused_again() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    let stale = SyncOutcome::Changed { state: Vec::new() };
+    end_each(&mut world, &stale, 1);
+    end_each(&mut world, &SyncOutcome::Eof, 1);
+    end_each(&mut world, &stale, 1);
+    world.settle();
+    let how = |dsync: &Dsync| (dsync.full, dsync.from_state, dsync.state.is_some());
+    let started: Vec<_> = world.started.iter().map(how).collect();
+    let wanted = [
+        (false, false, true),
+        (true, false, true),
+        (true, true, true),
+        (true, false, false),
+    ];
+    assert_eq!(started, wanted);
+    assert_eq!(said(&world, Level::Info, "The sync state is forgotten"), 1);
+    world.check_converged(&Default::default());
+}
+
+#[test]
+fn state_in_doubt_that_is_begun_from_after_a_cut_is_followed_by_the_full_sync() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    end_each(&mut world, &SyncOutcome::StateRefused, 1);
+    end_each(&mut world, &SyncOutcome::Eof, 1);
+    world.run_for(MINUTE);
+    let how = |dsync: &Dsync| (dsync.full, dsync.from_state);
+    let started: Vec<_> = world.started.iter().map(how).collect();
+    assert_eq!(
+        started,
+        [(false, false), (true, false), (true, true), (true, false)]
+    );
+    world.check_converged(&Default::default());
+}
+
+fn peers_sync_fails(world: &mut World) {
+    let observed = Observed {
+        guids_healed: 0,
+        hostnames: Some(Hostnames {
+            peer: b"a".to_vec(),
+            own: b"b".to_vec(),
+            side: Side::Peers,
+        }),
+    };
+    world.engine.handle_observed(world.now, b"u0", &observed);
+    world.settle_but_syncs();
+}
+
+#[test]
+fn full_sync_that_waits_for_a_peers_sync_is_ended_if_that_is_cut_off_and_comes_after_a_fast_one() {
+    let mut world = world(1);
+    let order = |world: &mut World| {
+        world.command(|engine, now, command| {
+            engine.handle_replicate(now, command, Priority::Low, true, b"u0");
+        });
+        world.settle_but_syncs();
+        world.sync_of("u0").expect("runs")
+    };
+    let sync = order(&mut world);
+    peers_sync_fails(&mut world);
+    assert_eq!(world.aborted, [sync]);
+    world.finish(sync, SyncOutcome::Timeout);
+    world.run_for(MINUTE);
+    // One that had the lock itself is left alone.
+    let sync = order(&mut world);
+    world.run_but_syncs_for(Duration::from_secs(26));
+    peers_sync_fails(&mut world);
+    assert_eq!(world.aborted.len(), 1);
+    world.succeed(sync);
+    world.run_for(MINUTE);
+    let full: Vec<bool> = world.started.iter().map(|sync| sync.full).collect();
+    assert_eq!(full.get(..4), Some(&[true, false, true, true][..]));
+    world.check_converged(&Default::default());
+}
+
+#[test]
+fn full_sync_does_not_begin_after_a_peers_that_was_cut_off() {
+    let mut world = world(1);
+    peers_sync_fails(&mut world);
+    world.command(|engine, now, command| {
+        engine.handle_replicate(now, command, Priority::Low, true, b"u0");
+    });
+    world.run_for(MINUTE);
+    let full: Vec<bool> = world.started.iter().map(|sync| sync.full).collect();
+    assert_eq!(full, [false, true]);
 }
 
 /// [14]

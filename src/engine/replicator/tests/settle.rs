@@ -28,6 +28,7 @@ fn change_after_a_peers_sync_without_a_state_is_synced_at_once_and_in_full_when_
     assert_eq!(world.now.mono, begin);
     world.run_for(Duration::from_secs(3));
     assert_eq!(kinds(&world, 0), [false, true]);
+    assert!(world.started[1].from_state);
     world.check_converged(&Default::default());
     world.check_settled(&Default::default());
     world.change("u0", Priority::Low);
@@ -178,9 +179,11 @@ fn state_that_the_peer_tells_during_a_first_sync_is_begun_from_if_that_is_cut_of
     let mut world = rested();
     world.change("u0", Priority::Low);
     let without = SyncOutcome::Changed { state: Vec::new() };
-    let sync = world.sync_of("u0").expect("runs");
-    world.finish(sync, without);
-    time_to_next_sync(&mut world);
+    for outcome in [without.clone(), SyncOutcome::Eof, without] {
+        let sync = world.sync_of("u0").expect("runs");
+        world.finish(sync, outcome);
+        time_to_next_sync(&mut world);
+    }
     let sync = world.sync_of("u0").expect("runs");
     assert!(world.syncs[&sync].full && world.syncs[&sync].state.is_none());
     world.peer_syncs("u0", true, true);
@@ -193,4 +196,49 @@ fn state_that_the_peer_tells_during_a_first_sync_is_begun_from_if_that_is_cut_of
     world.run_for(MINUTE);
     world.check_converged(&Default::default());
     world.check_settled(&Default::default());
+}
+
+#[test]
+fn full_sync_that_settles_begins_from_the_state_until_it_comes_through() {
+    let mut world = rested();
+    world.peer_syncs("u0", false, false);
+    world.change("u0", Priority::Low);
+    world.settle();
+    world.run_but_syncs_for(Duration::from_secs(3));
+    let ends = [
+        SyncOutcome::Changed {
+            state: state_of(world.last_change),
+        },
+        SyncOutcome::Locked,
+    ];
+    for outcome in ends {
+        let sync = world.sync_of("u0").expect("runs");
+        assert!(world.syncs[&sync].from_state, "before {outcome:?}");
+        world.finish(sync, outcome);
+        time_to_next_sync(&mut world);
+    }
+    world.run_for(MINUTE);
+    assert!(
+        world
+            .started
+            .iter()
+            .all(|sync| sync.from_state == sync.full)
+    );
+    assert_eq!(kinds(&world, 0), [false, true, true, true]);
+    world.check_settled(&Default::default());
+}
+
+#[test]
+fn full_sync_that_was_ordered_or_is_due_does_not_begin_from_the_state() {
+    let mut world = rested();
+    world.peer_syncs("u0", false, false);
+    world.change("u0", Priority::Low);
+    world.command(|engine, now, command| {
+        engine.handle_replicate(now, command, Priority::Low, true, b"u0");
+    });
+    world.run_for(MINUTE);
+    world.run_for(Duration::from_secs(2 * 24 * 60 * 60));
+    let full = world.started.iter().filter(|sync| sync.full);
+    assert!(full.clone().count() >= 2);
+    assert!(full.clone().all(|sync| !sync.from_state));
 }
