@@ -176,7 +176,7 @@ impl Model {
                     verdict.lost.push(text());
                 } else if found > count.most() && count.taken > 0 && found <= count.made {
                     verdict.back.push(text());
-                } else if found > count.most() && *place == Place::Group(Group::Renamed) {
+                } else if found > count.most() && is_renamed(place) {
                     verdict.doubled_by_renames.push(text());
                 } else if found > count.most() {
                     verdict.doubled.push(text());
@@ -205,4 +205,9 @@ impl Model {
         }
         verdict
     }
+}
+
+/// Clients of both nodes rename such mailboxes at once.
+fn is_renamed(place: &Place) -> bool {
+    matches!(place, Place::Group(Group::Renamed | Group::Deleted))
 }
