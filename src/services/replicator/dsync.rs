@@ -155,7 +155,7 @@ impl Replicator {
             true => SyncType::Full,
             false => SyncType::Incremental,
         };
-        match self.take_idle() {
+        match self.take_idle(now, &username) {
             Some((slot, mut socket, worker)) => {
                 socket.output().extend_from_slice(&command);
                 socket.flush();
@@ -339,7 +339,8 @@ impl Replicator {
 
     /// The sync is over, and its connection is for another.
     pub(super) fn rest_dsync(&mut self, now: Now, slot: usize, socket: Socket, mut dsync: Dsync) {
-        let worker = std::mem::take(&mut dsync.worker);
+        let mut worker = std::mem::take(&mut dsync.worker);
+        worker.last_user.clone_from(&dsync.username);
         self.put_idle(now, slot, socket, worker);
         self.finish_dsync(now, dsync);
     }

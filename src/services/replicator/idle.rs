@@ -16,6 +16,11 @@ pub(super) const SYNCS_MAX: u32 = 50;
 /// A connection ends when it has waited for so long, or for up to twice as long.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// A sync that follows another of its user so soon has a process of its own, as with stock. On Maildir of 2.3 a sync that begins in the
+/// very moment in which the last one ended, the peer's perhaps, while mail comes in on both nodes, more often meets Dovecot's
+/// `Expunged message reappeared`, and a mail is doubled: it is as if the time that a process takes to start were needed.
+pub(super) const REST: Duration = Duration::from_millis(100);
+
 /// The process on the other side of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Worker {
@@ -24,6 +29,8 @@ pub(super) struct Worker {
     pub(super) pid: Option<i32>,
     /// Syncs that it has served.
     pub(super) syncs: u32,
+    /// Whose sync was the last.
+    pub(super) last_user: Vec<u8>,
 }
 
 /// The connections that wait, the one that waits longest first.
@@ -55,7 +62,14 @@ impl Replicator {
         self.idle.next_look.get_or_insert(now.mono + IDLE);
     }
 
-    pub(super) fn take_idle(&mut self) -> Option<(usize, Socket, Worker)> {
+    pub(super) fn take_idle(
+        &mut self,
+        now: Now,
+        username: &[u8],
+    ) -> Option<(usize, Socket, Worker)> {
+        if self.has_just_synced(now, username) {
+            return None;
+        }
         while let Some((slot, _)) = self.idle.slots.pop() {
             let Some(Connection {
                 mut socket,
@@ -72,6 +86,20 @@ impl Replicator {
             self.free.push(slot);
         }
         None
+    }
+
+    /// Whether a sync of the user ended a moment ago.
+    fn has_just_synced(&self, now: Now, username: &[u8]) -> bool {
+        let recent = self.idle.slots.iter().rev();
+        recent
+            .take_while(|(_, since)| now.mono.since(*since) < REST)
+            .any(|&(slot, _)| match self.connections.get(slot) {
+                Some(Some(Connection {
+                    peer: Peer::Idle(worker),
+                    ..
+                })) => worker.last_user == username,
+                _ => false,
+            })
     }
 
     /// It has nothing to say: what is heard is its end.

@@ -1,6 +1,6 @@
 //! Connections that serve one sync after the other.
 
-use super::super::idle::SYNCS_MAX;
+use super::super::idle::{REST, SYNCS_MAX};
 use super::*;
 
 fn connections(setup: &Setup) -> usize {
@@ -11,6 +11,7 @@ fn connections(setup: &Setup) -> usize {
 fn sync_in_turn(running: &mut Running, setup: &Setup, users: &[&str]) {
     let mut client = running.aggregator(1);
     for (at, user) in users.iter().enumerate() {
+        running.ahead += REST;
         let line = format!("U\t{user}\tlow\t{}\n", at + 1);
         client.write_all(line.as_bytes()).unwrap();
         let request = running.run_until("a sync", |_| setup.requests.try_recv().ok());
@@ -44,6 +45,22 @@ fn connection_that_is_ready_serves_one_sync_after_the_other() {
     let before = connections(&setup);
     sync_in_turn(&mut running, &setup, &["u1"]);
     assert_eq!(connections(&setup), before + 1);
+}
+
+#[test]
+fn sync_right_after_one_of_its_user_has_a_process_of_its_own() {
+    let (setup, mut running) = begin(&["u1", "u2"], READY);
+    sync_in_turn(&mut running, &setup, &["u1", "u2"]);
+    let before = connections(&setup);
+    let mut client = running.aggregator(1);
+    // A busy machine may take its time between two.
+    let is_new = (1..=20).any(|id| {
+        let line = format!("U\tu2\tsync\t{id}\n");
+        client.write_all(line.as_bytes()).unwrap();
+        running.read_until(&mut client, &format!("A\t{id}\n"));
+        connections(&setup) > before
+    });
+    assert!(is_new);
 }
 
 #[test]
@@ -97,6 +114,7 @@ fn process_that_ended_meanwhile_is_no_failure_of_the_next_sync() {
     });
     let mut client = running.aggregator(1);
     for id in 1..=6 {
+        running.ahead += REST;
         let line = format!("U\tu1\tsync\t{id}\n");
         client.write_all(line.as_bytes()).unwrap();
         // A failure would be answered with a minus.
@@ -129,6 +147,7 @@ fn state_that_the_socket_does_not_take_at_once_is_sent_whole() {
     let (setup, mut running) = begin(&["u1"], reply);
     let mut client = running.aggregator(1);
     for id in 1..=3 {
+        running.ahead += REST;
         client
             .write_all(format!("U\tu1\tlow\t{id}\n").as_bytes())
             .unwrap();
@@ -145,6 +164,7 @@ fn last_words_of_a_process_are_not_the_next_syncs() {
     setup.answer(|_| Answer::ReplyAndClose(b"STATE\t\tready\t\n+\nSTATE\t\n-TEMPFAIL\n"));
     let mut client = running.aggregator(1);
     for id in 1..=3 {
+        running.ahead += REST;
         client
             .write_all(format!("U\tu1\tsync\t{id}\n").as_bytes())
             .unwrap();
