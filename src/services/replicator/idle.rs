@@ -67,7 +67,12 @@ impl Replicator {
         now: Now,
         username: &[u8],
     ) -> Option<(usize, Socket, Worker)> {
-        if self.has_just_synced(now, username) {
+        if let Some(slot) = self.just_synced(now, username) {
+            // Its connection makes room for the new one.
+            self.idle.forget(slot);
+            if self.take(slot).is_some() {
+                self.free.push(slot);
+            }
             return None;
         }
         while let Some((slot, _)) = self.idle.slots.pop() {
@@ -88,12 +93,13 @@ impl Replicator {
         None
     }
 
-    /// Whether a sync of the user ended a moment ago.
-    fn has_just_synced(&self, now: Now, username: &[u8]) -> bool {
+    /// The connection on which a sync of the user ended a moment ago.
+    fn just_synced(&self, now: Now, username: &[u8]) -> Option<usize> {
         let recent = self.idle.slots.iter().rev();
         recent
             .take_while(|(_, since)| now.mono.since(*since) < REST)
-            .any(|&(slot, _)| match self.connections.get(slot) {
+            .map(|(slot, _)| *slot)
+            .find(|slot| match self.connections.get(*slot) {
                 Some(Some(Connection {
                     peer: Peer::Idle(worker),
                     ..
