@@ -6,7 +6,6 @@
 
 mod abi;
 pub mod aggregator;
-mod base64;
 pub mod healing;
 pub mod location;
 mod notification;

@@ -4,6 +4,9 @@
 //! and the CRC-32 of all before it. A record has GUID, UIDVALIDITY, last common UID, last common modseq, the same of
 //! private flags, and how many mails there were; numbers are little-endian.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 const HEADER: usize = 4;
 const RECORD: usize = 44;
 const CRC: usize = 4;
@@ -17,10 +20,10 @@ const MODSEQS: std::ops::Range<usize> = 24..40;
 /// A modseq of 0 makes dsync send all mails. Where there is no common mail it stays: dsync, too, would look for them from the beginning.
 #[must_use]
 pub fn without_modseqs(state: &[u8]) -> Option<Vec<u8>> {
-    let mut data = decoded(state)?;
+    let mut data = STANDARD.decode(state).ok()?;
     let end = data.len().checked_sub(CRC)?;
     let (body, sum) = data.split_at_mut_checked(end)?;
-    if *sum != crc32(body).to_le_bytes() || *body.first()? != MAJOR_VERSION {
+    if *sum != crc32fast::hash(body).to_le_bytes() || *body.first()? != MAJOR_VERSION {
         return None;
     }
     let records = body.get_mut(HEADER..)?;
@@ -32,45 +35,8 @@ pub fn without_modseqs(state: &[u8]) -> Option<Vec<u8>> {
             record.get_mut(MODSEQS)?.fill(0);
         }
     }
-    sum.copy_from_slice(&crc32(body).to_le_bytes());
-    let mut encoded = Vec::with_capacity(state.len());
-    super::base64::append(&mut encoded, &data);
-    Some(encoded)
-}
-
-/// As zlib's.
-fn crc32(data: &[u8]) -> u32 {
-    const POLYNOMIAL: u32 = 0xedb8_8320;
-    let add = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg())
-        })
-    };
-    !data.iter().fold(!0, add)
-}
-
-fn decoded(text: &[u8]) -> Option<Vec<u8>> {
-    let letters = text
-        .strip_suffix(b"==")
-        .or(text.strip_suffix(b"="))
-        .unwrap_or(text);
-    if text.len() % 4 != 0 {
-        return None;
-    }
-    let mut data = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut bits, mut count) = (0_u32, 0);
-    for letter in letters {
-        let at = super::base64::LETTERS
-            .iter()
-            .position(|known| known == letter)?;
-        bits = (bits << 6) | u32::try_from(at).ok()?;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            data.push(u8::try_from((bits >> count) & 0xff).ok()?);
-        }
-    }
-    Some(data)
+    sum.copy_from_slice(&crc32fast::hash(body).to_le_bytes());
+    Some(STANDARD.encode(&data).into_bytes())
 }
 
 #[cfg(test)]
@@ -79,10 +45,8 @@ mod tests {
 
     fn encoded(body: &[u8]) -> Vec<u8> {
         let mut data = body.to_vec();
-        data.extend(crc32(body).to_le_bytes());
-        let mut text = Vec::new();
-        super::super::base64::append(&mut text, &data);
-        text
+        data.extend(crc32fast::hash(body).to_le_bytes());
+        STANDARD.encode(&data).into_bytes()
     }
 
     fn body(uids: &[u32], modseq: u64) -> Vec<u8> {
@@ -107,11 +71,6 @@ mod tests {
         assert_eq!(without_modseqs(&state), Some(encoded(&wanted)));
         let empty = encoded(&body(&[], 0));
         assert_eq!(without_modseqs(&empty), Some(empty));
-    }
-
-    #[test]
-    fn sum_is_zlibs() {
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 
     #[test]

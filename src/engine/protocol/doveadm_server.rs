@@ -18,10 +18,13 @@
 //! and `doveadm-util.c` of 2.3.13, 2.3.19.1 and 2.4.1. Servers of 2.3 and 2.4 send log lines to a client of
 //! minor 1 unasked. Other commands than `sync`: [`super::doveadm_command`].
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::line::{Line, LineReader};
 use super::multiplex::Frames;
 use super::replicator_notify::{parse_number, printable};
-use crate::engine::{base64, strescape};
+use crate::engine::strescape;
 
 /// The longest state that is kept, in bytes. A longer one is dropped: the next sync is not incremental.
 pub const MAX_STATE_BYTES: usize = 4 * 1024 * 1024;
@@ -355,7 +358,7 @@ pub fn append_password(out: &mut Vec<u8>, password: &[u8]) {
     let mut plain = b"\0doveadm\0".to_vec();
     plain.extend_from_slice(password);
     out.extend_from_slice(b"PLAIN\t");
-    base64::append(out, &plain);
+    out.extend_from_slice(STANDARD.encode(&plain).as_bytes());
     out.push(b'\n');
 }
 
