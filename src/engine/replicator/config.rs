@@ -38,6 +38,8 @@ pub struct Config {
     pub retry_min_interval: Duration,
     /// `replication_retry_max_interval`: the longest pause after failures.
     pub retry_max_interval: Duration,
+    /// How long a dsync waits for the user's lock (`-l`), here and at the peer; zero: none waits.
+    pub lock_timeout: Duration,
     /// How often users are listed, and how long what userdb said of a user is believed.
     pub listing_interval: Duration,
 }
@@ -50,6 +52,7 @@ impl Default for Config {
             sync_deadline: Duration::from_secs(10 * 60),
             retry_min_interval: Duration::from_millis(500),
             retry_max_interval: Duration::from_secs(5 * 60),
+            lock_timeout: Duration::from_secs(30),
             listing_interval: Duration::from_secs(60 * 60),
         }
     }

@@ -43,8 +43,6 @@ const SHORTEST_OF_FIRST: Duration = Duration::from_millis(250);
 const LONGEST_OF_FIRST: Duration = Duration::from_secs(10);
 const SHORTEST_OF_SECOND: Duration = Duration::from_secs(4);
 const LONGEST_OF_SECOND: Duration = Duration::from_secs(60);
-/// A peer's sync that failed because it waited for a lock of ours in vain has waited longer (`-l` is 30 s by default).
-const LOCK_WAIT: Duration = Duration::from_secs(25);
 /// After this many syncs in a row that a lock ended the user counts as failing.
 const LOCKS_TOLERATED: u32 = 5;
 
@@ -223,7 +221,8 @@ impl Replicator {
         let sync = *sync;
         let waited = self.running.get(&sync).is_some_and(|running| {
             let has_state = self.users.row(running.row).is_some_and(|row| row.has_state);
-            let is_young = now.mono.since(running.begun) < LOCK_WAIT;
+            // A peer's sync that waited in vain for a lock of ours has waited longer.
+            let is_young = now.mono.since(running.begun) < self.config.lock_timeout * 5 / 6;
             running.full && !running.from_state && has_state && is_young
         });
         if waited {

@@ -193,8 +193,23 @@ impl Settings {
             sync_deadline: self.replication_sync_deadline,
             retry_min_interval: self.replication_retry_min_interval,
             retry_max_interval: self.replication_retry_max_interval,
+            lock_timeout: self.lock_timeout(),
             ..Config::default()
         }
+    }
+
+    /// dsync's own `-l`, which both nodes are taken to have alike; without it, or with a value that dsync will refuse, none.
+    fn lock_timeout(&self) -> Duration {
+        let parameters = self.replication_dsync_parameters.split_ascii_whitespace();
+        let (options, _) = without_options(parameters, OPTIONS_WITHOUT_ARGUMENT);
+        let mut options = options.iter().map(Vec::as_slice);
+        let attached = options.find_map(|option| option.strip_prefix(b"-l"));
+        let value = match attached {
+            Some(b"") => options.next(),
+            attached => attached,
+        };
+        let secs = value.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        Duration::from_secs(u64::from(secs.unwrap_or(0_u32)))
     }
 
     /// The absolute path of a socket.
@@ -338,6 +353,9 @@ fn expand_of_2_3(value: &[u8], username: &[u8]) -> Vec<u8> {
 
 /// dsync's options that have an argument.
 const OPTIONS_WITH_ARGUMENT: &[u8] = b"agIlmnOrsteTx";
+
+/// Its other options.
+const OPTIONS_WITHOUT_ARGUMENT: &[u8] = b"1dDEfNPRU";
 
 /// The parameters without some options, and whether `-d` was among them.
 fn without_options<'a>(
@@ -498,6 +516,25 @@ mod tests {
         let parameters = settings.dsync_parameters(true);
         let empty: Vec<_> = parameters.arguments(target, false, b"").collect();
         assert_eq!(empty.get(empty.len() - 2), Some(&&b""[..]));
+    }
+
+    #[test]
+    fn lock_timeout_is_dsyncs_own() {
+        for (parameters, secs) in [
+            ("-d -N -l 30 -U", 30),
+            ("-dNUl 7", 7),
+            ("-d -l120 -N", 120),
+            ("-d -x l -N", 0),
+            ("-d -N -l", 0),
+            ("-d -N -l soon", 0),
+        ] {
+            let settings = Settings {
+                replication_dsync_parameters: parameters.into(),
+                ..Settings::default()
+            };
+            let timeout = settings.engine_config().lock_timeout;
+            assert_eq!(timeout, Duration::from_secs(secs), "{parameters}");
+        }
     }
 
     #[test]
