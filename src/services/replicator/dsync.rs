@@ -86,6 +86,10 @@ impl Dsync {
         }
     }
 
+    pub(super) const fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
     fn status(&self) -> &'static str {
         if !self.worker.reader.is_handshaked() {
             "Waiting for handshake"
@@ -339,9 +343,8 @@ impl Replicator {
 
     /// The sync is over, and its connection is for another.
     pub(super) fn rest_dsync(&mut self, now: Now, slot: usize, socket: Socket, mut dsync: Dsync) {
-        let mut worker = std::mem::take(&mut dsync.worker);
-        worker.last_user.clone_from(&dsync.username);
-        self.put_idle(now, slot, socket, worker);
+        let worker = std::mem::take(&mut dsync.worker);
+        self.put_idle(now, slot, socket, worker, &dsync.username);
         self.finish_dsync(now, dsync);
     }
 

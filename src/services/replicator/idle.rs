@@ -29,8 +29,15 @@ pub(super) struct Worker {
     pub(super) pid: Option<i32>,
     /// Syncs that it has served.
     pub(super) syncs: u32,
-    /// Whose sync was the last.
-    pub(super) last_user: Vec<u8>,
+    /// Whose sync was the last that is over, and since when.
+    last: Option<(Vec<u8>, Mono)>,
+}
+
+impl Worker {
+    fn has_just_synced(&self, now: Now, username: &[u8]) -> bool {
+        let last = self.last.as_ref();
+        last.is_some_and(|(user, end)| user == username && now.mono.since(*end) < REST)
+    }
 }
 
 /// The connections that wait, the one that waits longest first.
@@ -56,7 +63,16 @@ impl Idle {
 }
 
 impl Replicator {
-    pub(super) fn put_idle(&mut self, now: Now, slot: usize, socket: Socket, worker: Worker) {
+    /// The user's sync is over.
+    pub(super) fn put_idle(
+        &mut self,
+        now: Now,
+        slot: usize,
+        socket: Socket,
+        mut worker: Worker,
+        username: &[u8],
+    ) {
+        worker.last = Some((username.to_vec(), now.mono));
         self.put(slot, socket, Peer::Idle(worker));
         self.idle.slots.push((slot, now.mono));
         self.idle.next_look.get_or_insert(now.mono + IDLE);
@@ -67,11 +83,10 @@ impl Replicator {
         now: Now,
         username: &[u8],
     ) -> Option<(usize, Socket, Worker)> {
-        if let Some(slot) = self.just_synced(now, username) {
-            // Its connection makes room for the new one.
-            self.idle.forget(slot);
-            if self.take(slot).is_some() {
-                self.free.push(slot);
+        if self.has_just_synced(now, username) {
+            // The new connection is not to be one more.
+            if !self.idle.slots.is_empty() {
+                self.end_longest_idle();
             }
             return None;
         }
@@ -93,19 +108,22 @@ impl Replicator {
         None
     }
 
-    /// The connection on which a sync of the user ended a moment ago.
-    fn just_synced(&self, now: Now, username: &[u8]) -> Option<usize> {
-        let recent = self.idle.slots.iter().rev();
-        recent
-            .take_while(|(_, since)| now.mono.since(*since) < REST)
-            .map(|(slot, _)| *slot)
-            .find(|slot| match self.connections.get(*slot) {
-                Some(Some(Connection {
-                    peer: Peer::Idle(worker),
-                    ..
-                })) => worker.last_user == username,
-                _ => false,
-            })
+    /// Whether a sync of the user ended a moment ago. (Not seen if two others were served by its process since; that takes them longer.)
+    fn has_just_synced(&self, now: Now, username: &[u8]) -> bool {
+        let idle = self.idle.slots.iter().map(|(slot, _)| slot);
+        idle.chain(self.syncs.values()).any(|&slot| {
+            let connection = self.connections.get(slot).and_then(Option::as_ref);
+            connection
+                .and_then(|connection| connection.peer.worker())
+                .is_some_and(|worker| worker.has_just_synced(now, username))
+        })
+    }
+
+    fn end_longest_idle(&mut self) {
+        let (slot, _) = self.idle.slots.remove(0);
+        if self.take(slot).is_some() {
+            self.free.push(slot);
+        }
     }
 
     /// It has nothing to say: what is heard is its end.
@@ -121,14 +139,11 @@ impl Replicator {
         if self.idle.next_look.is_none_or(|due| due > now.mono) {
             return;
         }
-        while let Some(&(slot, since)) = self.idle.slots.first() {
+        while let Some(&(_, since)) = self.idle.slots.first() {
             if now.mono.since(since) < IDLE {
                 break;
             }
-            self.idle.slots.remove(0);
-            if self.take(slot).is_some() {
-                self.free.push(slot);
-            }
+            self.end_longest_idle();
         }
         self.idle.next_look = (!self.idle.slots.is_empty()).then(|| now.mono + IDLE);
     }

@@ -99,6 +99,17 @@ enum Peer {
     Userdb(UserdbConnection),
 }
 
+impl Peer {
+    /// The process of doveadm-server behind it.
+    const fn worker(&self) -> Option<&Worker> {
+        match self {
+            Self::Dsync(dsync) => Some(dsync.worker()),
+            Self::Idle(worker) => Some(worker),
+            _ => None,
+        }
+    }
+}
+
 struct Connection {
     socket: Socket,
     peer: Peer,
