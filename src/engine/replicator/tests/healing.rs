@@ -139,6 +139,18 @@ fn stale_state_is_forgotten_with_one_line_and_counted() {
     assert_eq!(world.engine.totals().healed_states, 1);
 }
 
+/// Whether full, from the state, with a state to be had.
+type Begun = (bool, bool, bool);
+
+const FAST: Begun = (false, false, true);
+const FULL: Begun = (true, false, true);
+const FULL_FROM_STATE: Begun = (true, true, true);
+
+fn how_begun(world: &World) -> Vec<Begun> {
+    let how = |dsync: &Dsync| (dsync.full, dsync.from_state, dsync.state.is_some());
+    world.started.iter().map(how).collect()
+}
+
 /// Without a state there is no other sync than a full one, which takes a mail that is half over for one that was expunged.
 #[test]
 fn state_in_doubt_is_begun_from_after_a_cut_and_is_forgotten_if_it_is_refused_again() {
@@ -149,15 +161,8 @@ fn state_in_doubt_is_begun_from_after_a_cut_and_is_forgotten_if_it_is_refused_ag
     end_each(&mut world, &SyncOutcome::Eof, 1);
     end_each(&mut world, &stale, 1);
     world.settle();
-    let how = |dsync: &Dsync| (dsync.full, dsync.from_state, dsync.state.is_some());
-    let started: Vec<_> = world.started.iter().map(how).collect();
-    let wanted = [
-        (false, false, true),
-        (true, false, true),
-        (true, true, true),
-        (true, false, false),
-    ];
-    assert_eq!(started, wanted);
+    let last = (true, false, false);
+    assert_eq!(how_begun(&world), [FAST, FULL, FULL_FROM_STATE, last]);
     assert_eq!(said(&world, Level::Info, "The sync state is forgotten"), 1);
     world.check_converged(&Default::default());
 }
@@ -169,12 +174,7 @@ fn state_in_doubt_that_is_begun_from_after_a_cut_is_followed_by_the_full_sync() 
     end_each(&mut world, &SyncOutcome::StateRefused, 1);
     end_each(&mut world, &SyncOutcome::Eof, 1);
     world.run_for(MINUTE);
-    let how = |dsync: &Dsync| (dsync.full, dsync.from_state);
-    let started: Vec<_> = world.started.iter().map(how).collect();
-    assert_eq!(
-        started,
-        [(false, false), (true, false), (true, true), (true, false)]
-    );
+    assert_eq!(how_begun(&world), [FAST, FULL, FULL_FROM_STATE, FULL]);
     world.check_converged(&Default::default());
 }
 

@@ -15,6 +15,14 @@ fn rested() -> World {
     world
 }
 
+/// One in which a full sync is to make up for a peer's sync that told no state.
+fn changed_after_a_peers_sync() -> World {
+    let mut world = rested();
+    world.peer_syncs("u0", false, false);
+    world.change("u0", Priority::Low);
+    world
+}
+
 #[test]
 fn change_after_a_peers_sync_without_a_state_is_synced_at_once_and_in_full_when_quiet() {
     let mut world = rested();
@@ -200,9 +208,7 @@ fn state_that_the_peer_tells_during_a_first_sync_is_begun_from_if_that_is_cut_of
 
 #[test]
 fn full_sync_that_settles_begins_from_the_state_until_it_comes_through() {
-    let mut world = rested();
-    world.peer_syncs("u0", false, false);
-    world.change("u0", Priority::Low);
+    let mut world = changed_after_a_peers_sync();
     world.settle();
     world.run_but_syncs_for(Duration::from_secs(3));
     let ends = [
@@ -230,9 +236,7 @@ fn full_sync_that_settles_begins_from_the_state_until_it_comes_through() {
 
 #[test]
 fn full_sync_that_was_ordered_or_is_due_does_not_begin_from_the_state() {
-    let mut world = rested();
-    world.peer_syncs("u0", false, false);
-    world.change("u0", Priority::Low);
+    let mut world = changed_after_a_peers_sync();
     world.command(|engine, now, command| {
         engine.handle_replicate(now, command, Priority::Low, true, b"u0");
     });

@@ -7,9 +7,21 @@ fn connections(setup: &Setup) -> usize {
     setup.neighbours.connections.load(Relaxed)
 }
 
-/// Syncs one after the other, each begun by a notification of its own; their users.
-fn sync_in_turn(running: &mut Running, setup: &Setup, users: &[&str]) {
+/// Waiters of u1, one after the other: a failure would be answered with a minus.
+fn all_succeed(running: &mut Running, count: u32) {
     let mut client = running.aggregator(1);
+    for id in 1..=count {
+        running.ahead += REST;
+        let line = format!("U\tu1\tsync\t{id}\n");
+        client.write_all(line.as_bytes()).unwrap();
+        running.read_until(&mut client, &format!("+\t{id}\n"));
+    }
+}
+
+/// Syncs one after the other, each begun by a notification of its own; the last request.
+fn sync_in_turn(running: &mut Running, setup: &Setup, users: &[&str]) -> String {
+    let mut client = running.aggregator(1);
+    let mut last = String::new();
     for (at, user) in users.iter().enumerate() {
         running.ahead += REST;
         let line = format!("U\t{user}\tlow\t{}\n", at + 1);
@@ -17,7 +29,9 @@ fn sync_in_turn(running: &mut Running, setup: &Setup, users: &[&str]) {
         let request = running.run_until("a sync", |_| setup.requests.try_recv().ok());
         assert_eq!(user_of(&request), *user);
         running.wait_quiet(setup, 0);
+        last = request;
     }
+    last
 }
 
 /// After the first sync of each user, of which none waits for the other.
@@ -112,14 +126,7 @@ fn process_that_ended_meanwhile_is_no_failure_of_the_next_sync() {
             Answer::ReplyToFirst(READY)
         }
     });
-    let mut client = running.aggregator(1);
-    for id in 1..=6 {
-        running.ahead += REST;
-        let line = format!("U\tu1\tsync\t{id}\n");
-        client.write_all(line.as_bytes()).unwrap();
-        // A failure would be answered with a minus.
-        running.read_until(&mut client, &format!("+\t{id}\n"));
-    }
+    all_succeed(&mut running, 6);
 }
 
 #[test]
@@ -145,15 +152,9 @@ fn state_that_the_socket_does_not_take_at_once_is_sent_whole() {
     let state = "S".repeat(1 << 20);
     let reply: &'static [u8] = format!("{state}\t\tready\t\n+\n").into_bytes().leak();
     let (setup, mut running) = begin(&["u1"], reply);
-    let mut client = running.aggregator(1);
-    for id in 1..=3 {
-        running.ahead += REST;
-        client
-            .write_all(format!("U\tu1\tlow\t{id}\n").as_bytes())
-            .unwrap();
-        let request = running.run_until("a sync", |_| setup.requests.try_recv().ok());
+    for _ in 0..3 {
+        let request = sync_in_turn(&mut running, &setup, &["u1"]);
         assert!(request.ends_with(&format!("\t{state}")));
-        running.wait_quiet(&setup, 0);
     }
     assert_eq!(connections(&setup), 1);
 }
@@ -162,14 +163,7 @@ fn state_that_the_socket_does_not_take_at_once_is_sent_whole() {
 fn last_words_of_a_process_are_not_the_next_syncs() {
     let (setup, mut running) = begin(&["u1"], READY);
     setup.answer(|_| Answer::ReplyAndClose(b"STATE\t\tready\t\n+\nSTATE\t\n-TEMPFAIL\n"));
-    let mut client = running.aggregator(1);
-    for id in 1..=3 {
-        running.ahead += REST;
-        client
-            .write_all(format!("U\tu1\tsync\t{id}\n").as_bytes())
-            .unwrap();
-        running.read_until(&mut client, &format!("+\t{id}\n"));
-    }
+    all_succeed(&mut running, 3);
 }
 
 #[test]
