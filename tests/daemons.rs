@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 type Case = (&'static str, fn(&Target) -> Outcome);
 
 /// On every version.
-const CASES: [Case; 8] = [
+const CASES: [Case; 10] = [
     (
         "names_without_end_cost_little_and_hold_nobody_up",
         names_without_end,
@@ -50,6 +50,14 @@ const CASES: [Case; 8] = [
     (
         "doveadm_process_serves_one_user_after_the_other_each_with_own_rights",
         users_of_several_owners,
+    ),
+    (
+        "doveadm_process_that_is_killed_while_it_waits_fails_no_sync",
+        waiting_process_killed,
+    ),
+    (
+        "fewer_doveadm_processes_than_syncs_hold_nobody_up",
+        few_processes,
     ),
     ("valgrind_finds_nothing_in_the_daemons", valgrind),
 ];
@@ -561,6 +569,72 @@ service stats {
         node.tolerate_log("is reachable again");
         // What is shared belongs to the owner of all.
         node.tolerate_log("/shared/dict) failed: Permission denied");
+    }
+    pair.finish()
+}
+
+fn waiting_process_killed(target: &Target) -> Outcome {
+    let users = ["u1", "u2", "u3", "u4"];
+    let pair = Pair::of(target).users(users.map(User::local)).start()?;
+    let mut lmtp = pair.a.lmtp()?;
+    lmtp.deliver(&users, &message("first"))?;
+    for user in users {
+        pair.b.wait_mails(user, 1)?;
+    }
+    let (rounds, mut killed) = (10, 0);
+    for round in 0..rounds {
+        lmtp.deliver(&users, &message(&format!("mail-{round}")))?;
+        pair.wait_equal(&users, PATIENCE)?;
+        pair.wait_idle()?;
+        for pid in pair.a.processes("doveadm-server")? {
+            // It may be gone by itself.
+            killed += usize::from(pair.a.kill(pid).is_ok());
+        }
+    }
+    lmtp.quit()?;
+    pair.wait_equal(&users, PATIENCE)?;
+    check(killed >= rounds, || {
+        format!("{killed} processes waited in {rounds} rounds")
+    })?;
+    pair.a.expect_log("killed with signal 9");
+    for node in [&pair.a, &pair.b] {
+        node.tolerate_log("not reachable");
+        node.tolerate_log("is reachable again");
+    }
+    // A line of a sync that failed is in neither log.
+    pair.finish()
+}
+
+/// Each node's own syncs and its peer's want more than there are.
+fn few_processes(target: &Target) -> Outcome {
+    let names: Vec<String> = (0..12).map(|number| format!("u{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let pair = Pair::of(target)
+        .users(names.iter().copied().map(User::local))
+        .config("service doveadm {\n  process_limit = 12\n}")
+        .start()?;
+    let mut lmtp = [pair.a.lmtp()?, pair.b.lmtp()?];
+    lmtp[0].deliver(&names, &message("first"))?;
+    for user in &names {
+        pair.b.wait_mails(user, 1)?;
+    }
+    for round in 0..10 {
+        for (at, lmtp) in lmtp.iter_mut().enumerate() {
+            lmtp.deliver(&names, &message(&format!("mail-{at}-{round}")))?;
+        }
+    }
+    pair.wait_equal(&names, PATIENCE)?;
+    for lmtp in lmtp {
+        lmtp.quit()?;
+    }
+    for node in [&pair.a, &pair.b] {
+        node.tolerate_log("not reachable");
+        node.tolerate_log("is reachable again");
+        // What it is about.
+        node.tolerate_log("service(doveadm): process_limit (12) reached");
+        // Dovecot's own, of new mail on both nodes at once (docs/limits.md).
+        node.tolerate_log("Expunged message reappeared");
+        node.tolerate_log("Duplicate file entry");
     }
     pair.finish()
 }
