@@ -37,18 +37,15 @@ impl Replicator {
             .unknown
             .next_due()
             .filter(|_| self.may_look_up_unknown());
-        [
+        let due = [
             self.queue.next_retry(),
             self.peers.next_probe(),
             self.local_server.next_try(),
             self.next_progress_check(),
             self.listing.next(),
-            Some(self.sweep.next()),
             lookups,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        ];
+        Some(due.into_iter().flatten().fold(self.sweep.next(), Mono::min))
     }
 
     /// The store has this write and all before it, safe from SIGKILL.

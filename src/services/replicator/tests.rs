@@ -506,11 +506,12 @@ fn a_sync_without_progress_is_ended_at_the_deadline_and_tried_again() {
     let mut client = running.aggregator(0);
     client.write_all(b"U\tu1\thigh\n").unwrap();
     running.run_until("the sync", |_| setup.requests.try_recv().ok());
-    let status = running.ask("STATUS-DSYNC", "\n\n");
-    assert!(
-        status.starts_with("u1\tincremental\tWaiting for dsync to finish\n"),
-        "{status}"
-    );
+    running.run_until("the handshake", |running| {
+        let status = running.ask("STATUS-DSYNC", "\n\n");
+        status
+            .starts_with("u1\tincremental\tWaiting for dsync to finish\n")
+            .then_some(())
+    });
     setup.answer(|_| Answer::Reply(b"NEW\t\n+\n"));
     let step = Duration::from_secs(30);
     let request = running.run_until("the next try", |running| {
