@@ -427,11 +427,8 @@ fn peer_away(target: &Target) -> Outcome {
         node.tolerate_log("Disconnected from remote");
         // One that the end of its node met at its begin.
         node.tolerate_log("isconnected unexpectedly");
-        let userdb = node.inside().join("run/auth-userdb");
-        node.tolerate_log(&format!(
-            "dsync-server: {}: passdb lookup failed",
-            userdb.display()
-        ));
+        node.tolerate_log("passdb lookup failed (to see if user is proxied");
+        node.tolerate_log("Failed to start remote dsync-server command");
     }
     pair.finish()
 }
