@@ -30,26 +30,29 @@ const fn unescape(byte: u8) -> u8 {
 
 /// Appends `field` to `line`, escaped.
 pub fn append_tabescaped(line: &mut Vec<u8>, field: &[u8]) {
-    for &byte in field {
-        match escape_of(byte) {
-            Some(letter) => line.extend_from_slice(&[ESCAPE, letter]),
-            None => line.push(byte),
-        }
+    let mut rest = field;
+    while let Some(at) = rest.iter().position(|&byte| escape_of(byte).is_some()) {
+        let (plain, escaped) = rest.split_at(at);
+        line.extend_from_slice(plain);
+        let letter = escaped.first().and_then(|&byte| escape_of(byte));
+        line.extend(letter.into_iter().flat_map(|letter| [ESCAPE, letter]));
+        rest = escaped.get(1..).unwrap_or_default();
     }
+    line.extend_from_slice(rest);
 }
 
 /// The field that was escaped to `field`.
 #[must_use]
 pub fn tabunescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
-    let mut bytes = field.iter();
-    while let Some(&byte) = bytes.next() {
-        if byte == ESCAPE {
-            plain.extend(bytes.next().map(|&letter| unescape(letter)));
-        } else {
-            plain.push(byte);
-        }
+    let mut rest = field;
+    while let Some(at) = rest.iter().position(|&byte| byte == ESCAPE) {
+        let (unescaped, escape) = rest.split_at(at);
+        plain.extend_from_slice(unescaped);
+        plain.extend(escape.get(1).map(|&letter| unescape(letter)));
+        rest = escape.get(2..).unwrap_or_default();
     }
+    plain.extend_from_slice(rest);
     plain
 }
 

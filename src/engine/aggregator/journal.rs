@@ -30,62 +30,41 @@ pub enum Record {
     Done(Vec<u8>),
 }
 
-#[expect(clippy::indexing_slicing, reason = "evaluated at compile time")]
-const fn crc_table() -> [u32; 256] {
-    let mut table = [0u32; 256];
-    let mut i = 0;
-    while i < 256 {
-        let mut crc = i as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 1 {
-                (crc >> 1) ^ 0xEDB8_8320
-            } else {
-                crc >> 1
-            };
-            bit += 1;
-        }
-        table[i] = crc;
-        i += 1;
+/// Appends a record: what `body` appends, behind its checksum.
+fn append_record(journal: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = journal.len();
+    journal.extend_from_slice(b"        \t");
+    let body_start = journal.len();
+    body(journal);
+    let crc = crc32fast::hash(journal.get(body_start..).unwrap_or_default());
+    if let Some(field) = journal.get_mut(start..start.saturating_add(8)) {
+        field.copy_from_slice(format!("{crc:08x}").as_bytes());
     }
-    table
-}
-
-static CRC_TABLE: [u32; 256] = crc_table();
-
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, &byte| {
-        let index = (crc ^ u32::from(byte)) & 0xff;
-        (crc >> 8) ^ CRC_TABLE.get(index as usize).copied().unwrap_or_default()
-    })
-}
-
-fn append_line(journal: &mut Vec<u8>, body: &[u8]) {
-    journal.extend_from_slice(format!("{:08x}\t", crc32(body)).as_bytes());
-    journal.extend_from_slice(body);
     journal.push(b'\n');
 }
 
 /// Appends the record that `username` waits. A sync is kept as high: its waiter does not outlive us.
 pub fn append_put(journal: &mut Vec<u8>, username: &[u8], priority: Priority) {
-    let mut body = b"+\t".to_vec();
-    append_tabescaped(&mut body, username);
-    body.push(b'\t');
-    body.extend_from_slice(priority.min(Priority::High).as_str().as_bytes());
-    append_line(journal, &body);
+    append_record(journal, |body| {
+        body.extend_from_slice(b"+\t");
+        append_tabescaped(body, username);
+        body.push(b'\t');
+        body.extend_from_slice(priority.min(Priority::High).as_str().as_bytes());
+    });
 }
 
 /// Appends the record that `username` was handed on.
 pub fn append_done(journal: &mut Vec<u8>, username: &[u8]) {
-    let mut body = b"-\t".to_vec();
-    append_tabescaped(&mut body, username);
-    append_line(journal, &body);
+    append_record(journal, |body| {
+        body.extend_from_slice(b"-\t");
+        append_tabescaped(body, username);
+    });
 }
 
 fn parse_record(line: &[u8]) -> Option<Record> {
     let (crc, body) = (line.get(..8)?, line.get(9..)?);
     let crc = u32::from_str_radix(std::str::from_utf8(crc).ok()?, 16).ok()?;
-    if line.get(8) != Some(&b'\t') || crc != crc32(body) {
+    if line.get(8) != Some(&b'\t') || crc != crc32fast::hash(body) {
         return None;
     }
     let mut fields = split_tabescaped(body);

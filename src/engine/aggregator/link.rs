@@ -125,8 +125,11 @@ impl Link {
         self.last_id = id;
         self.output.extend_from_slice(b"U\t");
         append_tabescaped(&mut self.output, username);
-        self.output
-            .extend_from_slice(format!("\t{priority}\t{id}\n").as_bytes());
+        for field in [priority.as_str(), &id.to_string()] {
+            self.output.push(b'\t');
+            self.output.extend_from_slice(field.as_bytes());
+        }
+        self.output.push(b'\n');
         let end_offset = self.written.saturating_add(self.output.len() as u64);
         self.in_flight.push_back(Line {
             id,

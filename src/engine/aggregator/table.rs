@@ -1,7 +1,7 @@
 //! Who waits to be handed on: one entry per user, whatever number of notifications came for them.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Slot;
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::engine::Priority;
@@ -78,7 +78,7 @@ impl Queues {
 /// The merge table. Bounded by [`MAX_USERS`] and [`MAX_NAME_BYTES`].
 #[derive(Debug)]
 pub struct Table {
-    users: BTreeMap<Username, Entry>,
+    users: HashMap<Username, Entry>,
     queues: Queues,
     next_seq: u64,
     name_bytes: usize,
@@ -95,14 +95,10 @@ impl Default for Table {
 impl Table {
     /// A table with limits of its own.
     #[must_use]
-    pub const fn with_limits(max_users: usize, max_name_bytes: usize) -> Self {
+    pub fn with_limits(max_users: usize, max_name_bytes: usize) -> Self {
         Self {
-            users: BTreeMap::new(),
-            queues: Queues {
-                low: BTreeMap::new(),
-                high: BTreeMap::new(),
-                sync: BTreeMap::new(),
-            },
+            users: HashMap::new(),
+            queues: Queues::default(),
             next_seq: 0,
             name_bytes: 0,
             max_users,
@@ -221,11 +217,15 @@ impl Table {
             .map(|(key, _)| Arc::clone(key))
     }
 
-    /// All users with what a journal is to keep of them.
-    pub fn journaled(&self) -> impl Iterator<Item = (&[u8], Priority)> {
-        self.users
-            .iter()
-            .map(|(name, entry)| (&name[..], entry.journaled))
+    /// All users with what a journal is to keep of them, in the order in which they came.
+    #[must_use]
+    pub fn journaled(&self) -> Vec<(&[u8], Priority)> {
+        let mut entries: Vec<&Entry> = self.users.values().collect();
+        entries.sort_unstable_by_key(|entry| entry.seq);
+        let journaled = entries.into_iter();
+        journaled
+            .map(|entry| (&entry.name[..], entry.journaled))
+            .collect()
     }
 
     /// How many users are to be sent.
