@@ -464,9 +464,17 @@ fn different_hostnames(target: &Target) -> Outcome {
     finish(pair)
 }
 
-/// The peer's sync is cut off in the middle of a mail: a full one of ours that is ordered then does not begin before a fast one has come
+/// How a sync of the peer ends in the middle of a mail.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Cut,
+    /// SIGKILL of its dsync-server.
+    Killed,
+}
+
+/// The peer's sync ends in the middle of a mail: a full one of ours that is ordered then does not begin before a fast one has come
 /// through, for it could take what is half over for expunged.
-fn full_after_the_peers_cut(target: &Target) -> Outcome {
+fn full_after_the_peers(target: &Target, end: End) -> Outcome {
     let pair = Pair::of(target)
         .users([User::local("u1")])
         .faults()
@@ -484,15 +492,31 @@ fn full_after_the_peers_cut(target: &Target) -> Outcome {
     // Those that served b's own syncs wait for the next one.
     let idle = pair.b.processes("doveadm-server")?;
     let to_b = &pair.proxies[1];
-    to_b.set(Link::CutAfter(40_000));
-    let body = "a line of a mail that takes a while on the wire\r\n".repeat(2_000);
+    to_b.set(match end {
+        End::Cut => Link::CutAfter(40_000),
+        End::Killed => Link::Slow(Duration::from_millis(100)),
+    });
+    let body = "a line of a mail that takes a while on the wire\r\n".repeat(50_000);
     let mut lmtp = pair.a.lmtp()?;
     lmtp.deliver(&["u1"], &(message("cut") + &body))?;
     lmtp.quit()?;
+    let at_work = || -> Outcome<Option<i32>> {
+        let workers = pair.b.processes("doveadm-server")?;
+        Ok(workers.into_iter().find(|pid| !idle.contains(pid)))
+    };
+    if end == End::Killed {
+        let worker = wait_for("its dsync-server", PATIENCE, at_work)?;
+        // The mail takes some 15 s.
+        let since = Instant::now();
+        wait_for("the middle", PATIENCE, || {
+            Ok((since.elapsed() > Duration::from_secs(2)).then_some(()))
+        })?;
+        pair.b.kill(worker)?;
+        pair.b.tolerate_log("killed with signal 9");
+    }
     wait_for("a sync that was cut off", PATIENCE, || {
         let cut = metric(&pair.a, "syncs_failed")? > failed;
-        let workers = pair.b.processes("doveadm-server")?;
-        Ok((cut && workers.iter().all(|pid| idle.contains(pid))).then_some(()))
+        Ok((cut && at_work()?.is_none()).then_some(()))
     })?;
     to_b.set(Link::Cut);
     pair.b
@@ -530,17 +554,19 @@ fn main() -> ExitCode {
             let name = format!("first_login_without_mail_{}", format.name());
             trials.push(trial(target, &name, move || first_look(&of, &of, format)));
         }
-        let scenarios: [(&str, Scenario); 10] = [
+        let scenarios: [(&str, Scenario); 11] = [
             (
                 "two_nodes_that_are_locked_out_take_turns",
                 both_are_locked_out,
             ),
             ("peer_restored_from_backup", restored_from_backup),
             ("index_made_anew", index_made_anew),
-            (
-                "full_sync_after_a_peers_that_was_cut_off",
-                full_after_the_peers_cut,
-            ),
+            ("full_sync_after_a_peers_that_was_cut_off", |of| {
+                full_after_the_peers(of, End::Cut)
+            }),
+            ("full_sync_after_a_peers_that_was_killed", |of| {
+                full_after_the_peers(of, End::Killed)
+            }),
             ("lock_of_another_dsync_is_no_failure", lock_is_held),
             ("same_host_name_is_said_once", |of| same_hostname(of, of)),
             ("same_host_name_is_seen_by_own_sync", |of| {

@@ -23,7 +23,8 @@ pub const ROWS_MAX: usize = 100_000;
 /// The most rows of an answer with a row per user.
 pub const USER_ROWS_MAX: usize = 100_000_000;
 
-const HELLO: &[u8] = b"VERSION\treplicator-doveadm-client\t1\t0\n";
+/// What a client begins with.
+pub const HELLO: &[u8] = b"VERSION\treplicator-doveadm-client\t1\t0\n";
 
 const EX_USAGE: i32 = 64;
 const EX_NOUSER: i32 = 67;
@@ -114,13 +115,22 @@ pub fn request(fields: &[&[u8]]) -> Vec<u8> {
     line
 }
 
-/// All that is sent to tell the replicator that the peer has synced the user: no flag, no state.
+/// Tells the replicator that the peer has synced the user: no flag, no state.
 #[must_use]
 pub fn notify_request(username: &[u8]) -> Vec<u8> {
-    [HELLO, &request(&[b"NOTIFY", username, b"", b""])].concat()
+    request(&[b"NOTIFY", username, b"", b""])
 }
 
-/// What a dsync process of this node tells of what it saw, for a connection that is closed without waiting for an answer.
+/// Tells the replicator that this process serves a sync of the peer, from now until it tells [`SERVED`].
+#[must_use]
+pub fn serving_request(username: &[u8]) -> Vec<u8> {
+    request(&[b"SERVING", username])
+}
+
+/// The sync that this process served has ended.
+pub const SERVED: &[u8] = b"SERVED\n";
+
+/// What a dsync process of this node tells of what it saw.
 #[must_use]
 pub fn observed_request(username: &[u8], observed: &Observed) -> Vec<u8> {
     let guids = observed.guids_healed.to_string();
@@ -132,7 +142,7 @@ pub fn observed_request(username: &[u8], observed: &Observed) -> Vec<u8> {
         };
         fields.extend([&names.peer, &names.own, ran]);
     }
-    [HELLO, &request(&fields)].concat()
+    request(&fields)
 }
 
 /// A replicator that has greeted.
@@ -369,11 +379,8 @@ mod tests {
     }
 
     #[test]
-    fn notify_greets_and_carries_neither_flag_nor_state() {
-        assert_eq!(
-            notify_request(b"u\n"),
-            b"VERSION\treplicator-doveadm-client\t1\t0\nNOTIFY\tu\x01n\t\t\n"
-        );
+    fn notify_carries_neither_flag_nor_state() {
+        assert_eq!(notify_request(b"u\n"), b"NOTIFY\tu\x01n\t\t\n");
         let observed = Observed {
             guids_healed: 2,
             hostnames: Some(Hostnames {
@@ -384,7 +391,7 @@ mod tests {
         };
         assert_eq!(
             observed_request(b"u", &observed),
-            b"VERSION\treplicator-doveadm-client\t1\t0\nOBSERVED\tu\t2\th\tg\tdsync-server\n"
+            b"OBSERVED\tu\t2\th\tg\tdsync-server\n"
         );
     }
 }

@@ -31,6 +31,8 @@
 //! C: OBSERVED\t<username>\t<mailboxes with two GUIDs brought together>
 //!        [\t<host name of the peer>\t<this node's>\t<sync|dsync-server, which this node ran>]
 //!                                 S: +
+//! C: SERVING\t<username>          S: nothing; this process has begun to serve a sync of the peer
+//! C: SERVED                       S: nothing; it has ended. A connection that ends before was cut off with the sync
 //! C: METRICS                      S: <name>\t<number> per counter, blank line
 //! ```
 
@@ -118,6 +120,13 @@ pub enum Request {
         /// What it saw.
         observed: Observed,
     },
+    /// A dsync-server of this node has begun.
+    Serving {
+        /// Whose mail it works on.
+        username: Vec<u8>,
+    },
+    /// The one that this connection told of has ended.
+    Served,
     /// The peers.
     Peers,
     /// The counters since the start.
@@ -255,6 +264,11 @@ fn parse_line(line: &[u8]) -> Result<Request, RequestError> {
             },
         },
         (b"OBSERVED", _) => return Err(RequestError::InvalidParameters("OBSERVED")),
+        (b"SERVING", [username]) if valid(username) => Request::Serving {
+            username: username.clone(),
+        },
+        (b"SERVING", _) => return Err(RequestError::InvalidParameters("SERVING")),
+        (b"SERVED", _) => Request::Served,
         (b"PEERS", _) => Request::Peers,
         (b"METRICS", _) => Request::Metrics,
         (other, _) => return Err(RequestError::UnknownCommand(printable(other))),
@@ -446,6 +460,13 @@ mod tests {
                     },
                 },
             ),
+            (
+                b"SERVING\tu\n",
+                Request::Serving {
+                    username: b"u".to_vec(),
+                },
+            ),
+            (b"SERVED\n", Request::Served),
             (
                 b"ADD\tu\n",
                 Request::Add {

@@ -54,7 +54,7 @@ impl Replicator {
             return;
         };
         if hostnames.are_the_peers_failure() {
-            self.peers_sync_failed(now, username);
+            self.handle_peers_sync_cut_off(now, username);
         }
         let Some(peer) = self.peer_of_sync(username, hostnames.side) else {
             return;
@@ -206,9 +206,9 @@ impl Replicator {
         self.say_of_row(Level::Info, id, text);
     }
 
-    /// A sync that the peer began has failed here. If that was in its middle, a full one of ours is not to come next: not one that is
-    /// to begin, nor one that has waited for the end of the peer's.
-    fn peers_sync_failed(&mut self, now: Now, username: &[u8]) {
+    /// A sync that the peer began has failed here, or its dsync-server was killed. If that was in its middle, a full one of ours is not to
+    /// come next: not one that is to begin, nor one that has waited for the end of the peer's.
+    pub fn handle_peers_sync_cut_off(&mut self, now: Now, username: &[u8]) {
         let Some(user) = self.users.find(username) else {
             return;
         };

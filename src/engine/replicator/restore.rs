@@ -40,6 +40,7 @@ impl Replicator {
             stale: record.stale,
             full_sync_secs: 0,
             resync: false,
+            is_unproven: record.has_state,
             dirty: false,
         };
         let mut rows: Vec<Row> = match is_new {

@@ -35,7 +35,7 @@ impl Row {
     /// A full sync after one that was cut off takes a mail that is only half over for one that was expunged; a fast one does not
     /// (tried on 2.3.13, 2.3.19.1 and 2.4.5).
     pub(super) fn is_fast_first(&self) -> bool {
-        self.stale == Stale::State && self.has_state
+        self.has_state && (self.stale == Stale::State || self.is_unproven)
     }
 }
 
@@ -50,9 +50,11 @@ impl Replicator {
 
     /// A fast sync was not cut off.
     pub(super) fn came_through(&mut self, id: RowId) {
-        if let Some(row) = self.users.row_mut(id).filter(|row| row.is_fast_first()) {
-            row.stale = Stale::Changes;
-            self.touch(id);
+        if let Some(row) = self.users.row_mut(id) {
+            if row.has_state && row.stale == Stale::State {
+                row.stale = Stale::Changes;
+                self.touch(id);
+            }
         }
     }
 

@@ -232,6 +232,11 @@ impl Simulation {
             hostnames: Some(Hostnames { peer, own, side }),
         };
         let now = self.world.now;
+        if self.rng.u8(..4) == 0 {
+            self.world.peer_failed(username);
+            let engine = &mut self.world.engine;
+            return engine.handle_peers_sync_cut_off(now, username.as_bytes());
+        }
         if observed
             .hostnames
             .as_ref()

@@ -280,6 +280,7 @@ impl Replicator {
     pub(super) fn keep_state(&mut self, id: RowId, state: Vec<u8>) {
         if let Some(row) = self.users.row_mut(id) {
             row.has_state = !state.is_empty();
+            row.is_unproven = false;
         }
         if self.is_state_doubted(id) {
             self.queue.work_mut(id).state_doubted = false;

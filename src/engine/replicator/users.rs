@@ -44,6 +44,8 @@ pub(super) struct Row {
     pub(super) full_sync_secs: u8,
     /// To be synced once because the machine went down uncleanly.
     pub(super) resync: bool,
+    /// Since the start no sync has left a state: one before it may have been cut off, of which nobody told.
+    pub(super) is_unproven: bool,
     /// Waits in the journal to be written.
     pub(super) dirty: bool,
 }

@@ -261,12 +261,8 @@ impl World {
                     self.moved.remove(&key);
                     self.doubted.remove(&key);
                 }
-                if stored.is_none_or(|(record, _)| record.stale != Stale::State) {
-                    self.cut_off.remove(&key);
-                }
             }
         }
-        self.peers_cut_off.clear();
         self.writes.clear();
         self.lookups.clear();
         self.listings.clear();

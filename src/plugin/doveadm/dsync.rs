@@ -76,7 +76,7 @@ struct Wrapped {
     began_as_root: bool,
     /// The group that it had then.
     began_with_gid: libc::gid_t,
-    /// The replicator's socket, where the command is not run by doveadm-server and so has no stream whose end is seen.
+    /// The replicator, for as long as a sync of the peer is served.
     replicator: Option<UnixStream>,
 }
 
@@ -296,7 +296,9 @@ fn connect_to_replicator() -> Option<UnixStream> {
     set_socket_timeout(&socket, Timeout::Send, Some(NOTIFY_TIMEOUT)).ok()?;
     set_socket_timeout(&socket, Timeout::Recv, Some(NOTIFY_TIMEOUT)).ok()?;
     connect(&socket, &address).ok()?;
-    Some(UnixStream::from(socket))
+    let mut stream = UnixStream::from(socket);
+    stream.write_all(client::HELLO).ok()?;
+    Some(stream)
 }
 
 unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_int {
@@ -308,6 +310,7 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
     guard("run", (), || {
         version::before_run(context);
         watch_handshake(context);
+        tell_begin(context, user);
     });
     let result = match stock_of(context).and_then(|stock| stock.run) {
         // SAFETY: stock's own function with what it was to be called with.
@@ -323,11 +326,8 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
     observer::unwatch();
     watchdog::disarm();
     mailboxes::forget();
-    guard("run", (), || tell_observed(user, result < 0));
+    guard("run", (), || tell_end(context, user, result < 0));
     guard("run", (), || say_lock_failure(result < 0));
-    if result >= 0 {
-        guard("run", (), || notify_ourselves(context, user));
-    }
     guard("run", (), || say_ready(context));
     result
 }
@@ -366,18 +366,63 @@ fn refusal(context: *mut Context) -> Option<c_int> {
     (kind == Kind::Sync && version::is_refused_by_peer(code)).then_some(code)
 }
 
-/// Neither flag nor state: only stock's code knows them.
-fn notify_ourselves(context: *mut Context, user: *mut ffi::mail_user) {
-    let connected = with(context, |w| w.replicator.take()).flatten();
-    let Some(mut replicator) = connected.or_else(|| connect_after_run(context)) else {
+/// The replicator is to know that this process works on the user's mailboxes: should it be killed, only the end of this connection says
+/// that a sync was cut off.
+fn tell_begin(context: *mut Context, user: *mut ffi::mail_user) {
+    if with(context, |w| w.kind) != Some(Kind::Server) {
         return;
+    }
+    let connected = with(context, |w| w.replicator.take()).flatten();
+    let connected = match is_served(context) {
+        true => connect_as_root(),
+        false => connected,
     };
+    if let Some(mut replicator) = connected {
+        let request = client::serving_request(&username(user));
+        if replicator.write_all(&request).is_ok() {
+            with(context, |w| w.replicator = Some(replicator));
+        }
+    }
+}
+
+/// The replicator may be gone by now: then it knows nothing of any sync, and nothing is lost.
+fn tell_end(context: *mut Context, user: *mut ffi::mail_user, failed: bool) {
+    let mut replicator = with(context, |w| w.replicator.take()).flatten();
+    let notifies = match is_served(context) {
+        // Also where the sync has no `-U`, which a replicator on 2.4 leaves out.
+        true => {
+            with(context, |w| {
+                w.kind == Kind::Server && !version::stock_notifies(w.notify)
+            }) == Some(true)
+        }
+        // There is a connection only where it is for us to notify.
+        false => replicator.is_some(),
+    };
+    tell_observed(&mut replicator, user, failed);
+    if notifies && !failed {
+        // Neither flag nor state: only stock's code knows them.
+        tell(&mut replicator, &client::notify_request(&username(user)));
+    }
+    if let Some(replicator) = &mut replicator {
+        let _ = replicator.write_all(client::SERVED);
+    }
+}
+
+/// Over a connection that is there, or a new one.
+fn tell(replicator: &mut Option<UnixStream>, request: &[u8]) {
+    if replicator.is_none() {
+        *replicator = connect_as_root();
+    }
+    if let Some(replicator) = replicator {
+        let _ = replicator.write_all(request);
+    }
+}
+
+fn username(user: *mut ffi::mail_user) -> Vec<u8> {
     // SAFETY: the user lives until the command's run has returned to doveadm.
     let username = unsafe { ffi::replication_doveadm_username(user) };
     // SAFETY: a mail user's name is a NUL-terminated string.
-    let username = unsafe { CStr::from_ptr(username) };
-    // The replicator may be gone by now: then it knows nothing of any sync, and nothing is lost.
-    let _ = replicator.write_all(&client::notify_request(username.to_bytes()));
+    unsafe { CStr::from_ptr(username) }.to_bytes().to_vec()
 }
 
 /// Where the peer's handshake comes.
@@ -407,20 +452,16 @@ fn say_lock_failure(failed: bool) {
 }
 
 /// Tells the replicator what this process saw, if it saw anything.
-fn tell_observed(user: *mut ffi::mail_user, failed: bool) {
+fn tell_observed(replicator: &mut Option<UnixStream>, user: *mut ffi::mail_user, failed: bool) {
     let mut observed = observer::take();
     observed.keep_hostnames_that_matter(failed);
     if observed.is_empty() {
         return;
     }
-    if let Some(mut replicator) = connect_as_root() {
-        // SAFETY: the user lives until the command's run has returned to doveadm.
-        let username = unsafe { ffi::replication_doveadm_username(user) };
-        // SAFETY: a mail user's name is a NUL-terminated string.
-        let username = unsafe { CStr::from_ptr(username) };
-        // The replicator may be gone by now: it will be told at the next sync, or there is nothing left to be told.
-        let _ = replicator.write_all(&client::observed_request(username.to_bytes(), &observed));
-        await_answer(&replicator);
+    let request = client::observed_request(&username(user), &observed);
+    tell(replicator, &request);
+    if let Some(replicator) = replicator {
+        await_answer(replicator);
     }
 }
 
@@ -431,18 +472,6 @@ fn await_answer(replicator: &UnixStream) {
         .lines()
         .take(2);
     let _ = greeting_and_answer.take_while(Result::is_ok).count();
-}
-
-/// A connection to the replicator to tell it of a sync that the peer ran, if nobody else does: also of one without `-U`, which a
-/// replicator on 2.4 leaves out.
-fn connect_after_run(context: *mut Context) -> Option<UnixStream> {
-    let wanted = with(context, |w| {
-        w.kind == Kind::Server && !version::stock_notifies(w.notify)
-    });
-    if wanted != Some(true) || !is_served(context) {
-        return None;
-    }
-    connect_as_root()
 }
 
 /// The mail user may not open the replicator's socket where only root may, so the process is root for the time of the connect, if it

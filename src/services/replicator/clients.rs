@@ -66,10 +66,12 @@ enum Busy {
     Listing { mask: Vec<u8>, cursor: Cursor },
 }
 
-/// `doveadm replicator`, or a dsync that tells of its success.
+/// `doveadm replicator`, or a dsync process of this node.
 pub(super) struct DoveadmClient {
     reader: RequestReader,
     busy: Busy,
+    /// Whose sync, begun by the peer, the process serves.
+    serves: Option<Vec<u8>>,
     unsent: usize,
     moved: Mono,
 }
@@ -79,6 +81,7 @@ impl DoveadmClient {
         Self {
             reader: RequestReader::new(),
             busy: Busy::No,
+            serves: None,
             unsent: 0,
             moved: now,
         }
@@ -272,6 +275,11 @@ impl Replicator {
         let turn = self.continue_doveadm(now, slot, socket, client, &mut buffer);
         self.buffer = buffer;
         client.unsent = socket.unsent();
+        if matches!(turn, Turn::Close) {
+            if let Some(username) = client.serves.take() {
+                self.engine.handle_peers_sync_cut_off(now, &username);
+            }
+        }
         turn
     }
 
@@ -387,6 +395,8 @@ impl Replicator {
                 self.engine.handle_observed(now, &username, &observed);
                 out.extend_from_slice(protocol::OK);
             }
+            Request::Serving { username } => client.serves = Some(username),
+            Request::Served => client.serves = None,
             Request::Metrics => {
                 self.append_metrics(out);
                 out.push(b'\n');

@@ -612,6 +612,37 @@ fn a_peers_notify_is_taken_from_a_client_that_hangs_up_at_once() {
 }
 
 #[test]
+fn a_dsync_server_that_ends_without_a_word_has_cut_its_sync_off() {
+    let setup = Setup::with_peer(&["u1"]);
+    let mut running = setup.start();
+    running.wait_quiet(&setup, 1);
+    for (told, first_is_full) in [("SERVING\tu1\n", false), ("SERVING\tu1\nSERVED\n", true)] {
+        let mut client = running.connect(DOVEADM_LISTENER);
+        let text = format!("VERSION\treplicator-doveadm-client\t1\t0\n{told}");
+        client.write_all(text.as_bytes()).unwrap();
+        let before = running.accepted;
+        drop(client);
+        running.run_until("the close", |running| {
+            (running.accepted > before && running.closed == running.accepted).then_some(())
+        });
+        running.ask("REPLICATE\tlow\tf\tu1", "+1\n");
+        let mut requests = Vec::new();
+        running.run_until("the full sync", |_| {
+            requests.extend(setup.requests.try_recv());
+            requests
+                .iter()
+                .any(|request| request.contains("\t-f\t"))
+                .then_some(())
+        });
+        assert_eq!(
+            requests[0].contains("\t-f\t"),
+            first_is_full,
+            "{requests:?}"
+        );
+    }
+}
+
+#[test]
 fn a_listing_that_nobody_reads_holds_no_notification_up() {
     let users: Vec<String> = (0..20_000).map(|n| format!("user{n:06}")).collect();
     let names: Vec<&str> = users.iter().map(String::as_str).collect();

@@ -148,9 +148,25 @@ fn stale_state_and_the_full_sync_to_come_survive_a_crash() {
     world.settle();
     world.crash(0, Boot::Trusted);
     world.run_for(MINUTE);
-    assert_eq!(kinds(&world, before), [false, true]);
+    // After each start a fast one comes first.
+    assert_eq!(kinds(&world, before), [false, false, true]);
     world.check_converged(&Default::default());
     world.check_settled(&Default::default());
+}
+
+/// A peer's sync may have been cut off while no replicator ran.
+#[test]
+fn full_sync_that_is_ordered_after_a_start_comes_after_a_fast_one() {
+    let mut world = rested();
+    world.crash(0, Boot::Trusted);
+    for kinds_of_order in [&[false, true][..], &[true]] {
+        let before = world.started.len();
+        world.command(|engine, now, command| {
+            engine.handle_replicate(now, command, Priority::Low, true, b"u0");
+        });
+        world.run_for(MINUTE);
+        assert_eq!(kinds(&world, before), kinds_of_order);
+    }
 }
 
 #[test]
