@@ -531,6 +531,71 @@ fn full_after_the_peers(target: &Target, end: End) -> Outcome {
     finish(pair)
 }
 
+/// The first sync of a user who gets mail on both nodes is cut off after so many bytes: what is half over then is not taken for expunged by
+/// the next one, although there is no state to begin from.
+fn first_sync_is_cut_off(target: &Target, format: Format) -> Outcome {
+    const MAILS: usize = 8;
+    let pair = Pair::of(target)
+        .format(format)
+        .users(USERS.map(User::local))
+        .faults()
+        .crashes_only()
+        .start()?;
+    pair.wait_idle()?;
+    let failures = || -> Outcome<u64> {
+        Ok(metric(&pair.a, "syncs_failed")? + metric(&pair.b, "syncs_failed")?)
+    };
+    let failed = failures()?;
+    let signal = |node: &Node, signal| {
+        let mut pids = node.processes("replicator")?.into_iter();
+        pids.try_for_each(|pid| node.signal(pid, signal))
+    };
+    for node in [&pair.a, &pair.b] {
+        signal(node, Signal::STOP)?;
+    }
+    let body = "a line of a mail that takes a while on the wire\r\n".repeat(2_000);
+    let nodes = [(&pair.a, "on-a"), (&pair.b, "on-b")];
+    for _ in 0..MAILS {
+        for (node, subject) in nodes {
+            for user in USERS {
+                let mut lmtp = node.lmtp()?;
+                lmtp.deliver(&[user], &(message(subject) + &body))?;
+                lmtp.quit()?;
+            }
+        }
+    }
+    // A mail has 98,000.
+    let bytes = fastrand::usize(50_000..750_000);
+    let links = |link| pair.proxies.iter().for_each(|proxy| proxy.set(link));
+    links(Link::CutAfter(bytes));
+    for node in [&pair.a, &pair.b] {
+        signal(node, Signal::CONT)?;
+    }
+    wait_for("syncs that are cut off", PATIENCE, || {
+        Ok((failures()? >= failed + 3).then_some(()))
+    })?;
+    links(Link::Up);
+    pair.wait_equal(&USERS, PATIENCE)?;
+    for user in USERS {
+        for (node, _) in nodes {
+            let mut imap = node.imap(user)?;
+            imap.ok("EXAMINE INBOX")?;
+            for (_, subject) in nodes {
+                let found = imap.ok(&format!("SEARCH SUBJECT {subject}"))?.concat();
+                let found = found.split_whitespace().skip(2).count();
+                // On Maildir one may be there twice (docs/limits.md).
+                check(found >= MAILS, || {
+                    format!(
+                        "lost: {found} of {MAILS} mails {subject} of {user}, cut off after {bytes} bytes"
+                    )
+                })?;
+            }
+            imap.logout()?;
+        }
+    }
+    finish(pair)
+}
+
 type Scenario = fn(&Target) -> Outcome;
 
 fn main() -> ExitCode {
@@ -553,6 +618,11 @@ fn main() -> ExitCode {
             let of = target.clone();
             let name = format!("first_login_without_mail_{}", format.name());
             trials.push(trial(target, &name, move || first_look(&of, &of, format)));
+            let of = target.clone();
+            let name = format!("first_sync_that_is_cut_off_loses_no_mail_{}", format.name());
+            trials.push(trial(target, &name, move || {
+                first_sync_is_cut_off(&of, format)
+            }));
         }
         let scenarios: [(&str, Scenario); 11] = [
             (

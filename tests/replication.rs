@@ -427,7 +427,7 @@ fn peer_away(target: &Target) -> Outcome {
         node.tolerate_log("Disconnected from remote");
         // One that the end of its node met at its begin.
         node.tolerate_log("isconnected unexpectedly");
-        node.tolerate_log("passdb lookup failed (to see if user is proxied");
+        node.tolerate_log("(to see if user is proxied, because doveadm_port is set)");
         node.tolerate_log("Failed to start remote dsync-server command");
     }
     pair.finish()

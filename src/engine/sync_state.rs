@@ -4,6 +4,8 @@
 //! and the CRC-32 of all before it. A record has GUID, UIDVALIDITY, last common UID, last common modseq, the same of
 //! private flags, and how many mails there were; numbers are little-endian.
 
+use std::collections::HashSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -11,8 +13,63 @@ const HEADER: usize = 4;
 const RECORD: usize = 44;
 const CRC: usize = 4;
 const MAJOR_VERSION: u8 = 1;
+const GUID: std::ops::Range<usize> = 0..16;
 const LAST_COMMON_UID: std::ops::Range<usize> = 20..24;
 const MODSEQS: std::ops::Range<usize> = 24..40;
+
+/// A mailbox's.
+pub type Guid = [u8; 16];
+
+/// The longest state that this makes, in bytes.
+pub const MAX_BYTES: usize = crate::engine::protocol::doveadm_server::MAX_STATE_BYTES;
+
+/// What is in a state, without its checksum.
+fn body_of(state: &[u8]) -> Option<Vec<u8>> {
+    let mut data = STANDARD.decode(state).ok()?;
+    let sum = data.split_off(data.len().checked_sub(CRC)?);
+    let is_whole = sum == crc32fast::hash(&data).to_le_bytes();
+    let records = data.len().checked_sub(HEADER)?;
+    let is_known = data.first() == Some(&MAJOR_VERSION) && records % RECORD == 0;
+    (is_whole && is_known).then_some(data)
+}
+
+fn encoded(mut body: Vec<u8>) -> Vec<u8> {
+    let sum = crc32fast::hash(&body);
+    body.extend(sum.to_le_bytes());
+    STANDARD.encode(&body).into_bytes()
+}
+
+/// The state with these mailboxes, GUID and UIDVALIDITY, added that it does not have, as ones without a common mail: all that one side does
+/// not have is new. Of a mailbox that is not in the state dsync looks for common mails by itself, and may take a mail for expunged.
+/// `state` may be empty. None: this is no state that we know, or it would be too long.
+///
+/// dsync takes a mailbox for one that is in the state by a last common UID or modseq other than 0. The first modseq is 1: all changes since then
+/// are to be in the mailbox's transaction log, else dsync says so (`Modseq 1 no longer in transaction log`), and wants to be run without the state.
+#[must_use]
+pub fn with_mailboxes(state: &[u8], mailboxes: &[(Guid, u32)]) -> Option<Vec<u8>> {
+    const FIRST_MODSEQ: u64 = 1;
+    let mut body = match state {
+        [] => vec![MAJOR_VERSION, 0, 0, 0],
+        state => body_of(state)?,
+    };
+    let records = body.get(HEADER..)?.chunks_exact(RECORD);
+    let mut known: HashSet<Guid> = records
+        .filter_map(|record| record.get(GUID)?.try_into().ok())
+        .collect();
+    for (guid, uidvalidity) in mailboxes {
+        if known.insert(*guid) {
+            body.extend(guid);
+            body.extend(uidvalidity.to_le_bytes());
+            body.extend(0_u32.to_le_bytes());
+            body.extend(FIRST_MODSEQ.to_le_bytes());
+            // Of private flags, and how many mails there were.
+            body.extend(0_u64.to_le_bytes());
+            body.extend(0_u32.to_le_bytes());
+        }
+    }
+    let state = encoded(body);
+    (state.len() <= MAX_BYTES).then_some(state)
+}
 
 /// The state with which dsync looks at the flags of all mails, as a full sync does, but goes on from the mails that are known to be common: what one
 /// side does not have above them is new, and never taken for expunged. None: this is no state that we know.
@@ -20,23 +77,13 @@ const MODSEQS: std::ops::Range<usize> = 24..40;
 /// A modseq of 0 makes dsync send all mails. Where there is no common mail it stays: dsync, too, would look for them from the beginning.
 #[must_use]
 pub fn without_modseqs(state: &[u8]) -> Option<Vec<u8>> {
-    let mut data = STANDARD.decode(state).ok()?;
-    let end = data.len().checked_sub(CRC)?;
-    let (body, sum) = data.split_at_mut_checked(end)?;
-    if *sum != crc32fast::hash(body).to_le_bytes() || *body.first()? != MAJOR_VERSION {
-        return None;
-    }
-    let records = body.get_mut(HEADER..)?;
-    if records.len() % RECORD != 0 {
-        return None;
-    }
-    for record in records.chunks_exact_mut(RECORD) {
+    let mut body = body_of(state)?;
+    for record in body.get_mut(HEADER..)?.chunks_exact_mut(RECORD) {
         if record.get(LAST_COMMON_UID)? != [0; 4] {
             record.get_mut(MODSEQS)?.fill(0);
         }
     }
-    sum.copy_from_slice(&crc32fast::hash(body).to_le_bytes());
-    Some(STANDARD.encode(&data).into_bytes())
+    Some(encoded(body))
 }
 
 #[cfg(test)]
@@ -44,9 +91,7 @@ mod tests {
     use super::*;
 
     fn encoded(body: &[u8]) -> Vec<u8> {
-        let mut data = body.to_vec();
-        data.extend(crc32fast::hash(body).to_le_bytes());
-        STANDARD.encode(&data).into_bytes()
+        super::encoded(body.to_vec())
     }
 
     fn body(uids: &[u32], modseq: u64) -> Vec<u8> {
@@ -71,6 +116,28 @@ mod tests {
         assert_eq!(without_modseqs(&state), Some(encoded(&wanted)));
         let empty = encoded(&body(&[], 0));
         assert_eq!(without_modseqs(&empty), Some(empty));
+    }
+
+    #[test]
+    fn mailboxes_that_are_not_in_the_state_are_added_once() {
+        let record = |guid: u8, uidvalidity: u32| {
+            let mut record = vec![guid; 16];
+            record.extend(uidvalidity.to_le_bytes());
+            record.extend([0; 4]);
+            record.extend([1, 0, 0, 0, 0, 0, 0, 0]);
+            record.extend([0; 12]);
+            record
+        };
+        let mailboxes = [([7; 16], 1), ([8; 16], 2), ([8; 16], 2)];
+        let wanted = [body(&[3], 9), record(8, 2)].concat();
+        let state = encoded(&body(&[3], 9));
+        assert_eq!(with_mailboxes(&state, &mailboxes), Some(encoded(&wanted)));
+        let wanted = [body(&[], 0), record(7, 1), record(8, 2)].concat();
+        assert_eq!(with_mailboxes(b"", &mailboxes), Some(encoded(&wanted)));
+        assert_eq!(with_mailboxes(b"AAAAAA==", &mailboxes), None);
+        let guid = |number: u32| u128::from(number).to_be_bytes();
+        let many: Vec<(Guid, u32)> = (0..100_000).map(|number| (guid(number), 1)).collect();
+        assert_eq!(with_mailboxes(b"", &many), None);
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub enum Action {
         full: bool,
         /// But not with `-f`: from the state, [without its modseqs](crate::engine::sync_state::without_modseqs), if that can be had.
         from_state: bool,
+        /// Whether what mailboxes there are is to be known before it begins.
+        mailboxes: Mailboxes,
         /// Whether the store has a state: else it need not be asked.
         has_state: bool,
     },
@@ -96,6 +98,18 @@ pub enum Action {
         /// What comes after `+` or after `-`.
         answer: Result<CommandDone, String>,
     },
+}
+
+/// The mailboxes that are put into the state before a sync, as [without common mails](crate::engine::sync_state::with_mailboxes). A full sync that
+/// begins from them, and so without `-f`, is told by `handle_begun_from_mailboxes`. Those of which dsync needs a change that is long past are of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mailboxes {
+    /// None.
+    AsTheyAre,
+    /// All, if all are new.
+    IfNew,
+    /// All: a sync before it was cut off.
+    AfterCut,
 }
 
 /// What a command did.

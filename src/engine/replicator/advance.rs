@@ -134,6 +134,7 @@ impl Replicator {
                 self.look_up(id.user, super::Why::Due);
             }
             Some(peer) => match self.peers.gate(peer) {
+                Gate::Open if self.is_put_off(id) => self.wait_for_peer(now, id),
                 Gate::Open => self.start_sync(now, id, peer),
                 Gate::Closed => {
                     self.place(id, Place::Peer(peer));

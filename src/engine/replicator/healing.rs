@@ -12,6 +12,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
+use super::Replicator;
 use super::backoff::doubled;
 use super::log::{Level, LogEvent};
 use super::notify::WAITERS_PATIENCE;
@@ -21,7 +22,6 @@ use super::record::StateChange;
 use super::syncs::{Pause, Running, shortened};
 use super::users::RowId;
 use super::waiters::Whom;
-use super::{Busy, Replicator};
 use crate::engine::Priority;
 use crate::engine::healing::{Observed, Side};
 use crate::engine::time::{Mono, Now};
@@ -166,7 +166,7 @@ impl Replicator {
     }
 
     /// What the sync was started for is still to be done.
-    fn keep_pending(&mut self, running: &Running) {
+    pub(super) fn keep_pending(&mut self, running: &Running) {
         let id = running.row;
         if let Some(row) = self.users.row_mut(id) {
             row.priority = row.priority.max(running.priority);
@@ -204,30 +204,6 @@ impl Replicator {
         self.totals.healed_states += 1;
         let text = format!("The sync state is forgotten, a full sync follows: {reason}");
         self.say_of_row(Level::Info, id, text);
-    }
-
-    /// A sync that the peer began has failed here, or its dsync-server was killed. If that was in its middle, a full one of ours is not to
-    /// come next: not one that is to begin, nor one that has waited for the end of the peer's.
-    pub fn handle_peers_sync_cut_off(&mut self, now: Now, username: &[u8]) {
-        let Some(user) = self.users.find(username) else {
-            return;
-        };
-        for id in self.users.row_ids(user) {
-            self.mark_cut_off(id);
-        }
-        let Some(Busy::Sync(sync)) = self.busy.get(&user) else {
-            return;
-        };
-        let sync = *sync;
-        let waited = self.running.get(&sync).is_some_and(|running| {
-            let has_state = self.users.row(running.row).is_some_and(|row| row.has_state);
-            // A peer's sync that waited in vain for a lock of ours has waited longer.
-            let is_young = now.mono.since(running.begun) < self.config.lock_timeout * 5 / 6;
-            running.full && !running.from_state && has_state && is_young
-        });
-        if waited {
-            self.abort(sync, "A sync of the peer was cut off before this full one");
-        }
     }
 
     pub(super) fn is_full_tried(&self, id: RowId) -> bool {

@@ -22,6 +22,7 @@ mod mask;
 mod names;
 mod notify;
 mod peers;
+mod peers_syncs;
 mod periodic;
 mod queue;
 mod reachability;
@@ -85,6 +86,8 @@ pub struct Replicator {
     journal: Journal,
     busy: BTreeMap<UserId, Busy>,
     running: BTreeMap<SyncId, Running>,
+    /// Syncs of the peers that this node serves: how many, by username.
+    peers_syncs: BTreeMap<Box<[u8]>, usize>,
     lookups: BTreeMap<LookupId, (UserId, Why)>,
     local_server: LocalServer,
     listing: Listing,
@@ -145,6 +148,7 @@ impl Replicator {
             journal: Journal::default(),
             busy: BTreeMap::new(),
             running: BTreeMap::new(),
+            peers_syncs: BTreeMap::new(),
             lookups: BTreeMap::new(),
             local_server: LocalServer::default(),
             listing: Listing::default(),

@@ -86,6 +86,8 @@ pub(super) struct Work {
     pub(super) reported: bool,
     /// Whatever becomes of the failures.
     pub(super) settling: Option<Settling>,
+    /// For the end of a sync that the peer began.
+    pub(super) waits_for_peer: bool,
 }
 
 impl Work {

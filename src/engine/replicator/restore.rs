@@ -6,9 +6,20 @@ use super::config::MAX_REPLICAS;
 use super::log::Level;
 use super::queue::{Place, key};
 use super::record::{Boot, Record, Stale};
-use super::users::{Row, RowId, UserId};
+use super::users::{Cut, Row, RowId, UserId};
 use crate::engine::Priority;
 use crate::engine::time::Now;
+
+fn cut_of(record: &Record) -> Cut {
+    let is_stale = record.stale == Stale::State;
+    match record.has_state {
+        // Else the peer may have told of a sync without its state.
+        true if is_stale && record.failures > 0 => Cut::Known,
+        true => Cut::Unknown,
+        false if is_stale => Cut::Known,
+        false => Cut::No,
+    }
+}
 
 impl Replicator {
     /// At the start, for each record of the store, before `handle_loaded`. A record without a replica beside others is
@@ -40,7 +51,7 @@ impl Replicator {
             stale: record.stale,
             full_sync_secs: 0,
             resync: false,
-            is_unproven: record.has_state,
+            cut: cut_of(&record),
             dirty: false,
         };
         let mut rows: Vec<Row> = match is_new {

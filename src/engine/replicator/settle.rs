@@ -11,9 +11,10 @@
 use std::time::Duration;
 
 use super::Replicator;
+use super::action::Mailboxes;
 use super::queue::Place;
 use super::record::Stale;
-use super::users::{Row, RowId};
+use super::users::{Cut, Row, RowId};
 use crate::engine::time::{Mono, Now};
 
 /// Nothing is notified for so long before the full sync.
@@ -35,7 +36,17 @@ impl Row {
     /// A full sync after one that was cut off takes a mail that is only half over for one that was expunged; a fast one does not
     /// (tried on 2.3.13, 2.3.19.1 and 2.4.5).
     pub(super) fn is_fast_first(&self) -> bool {
-        self.has_state && (self.stale == Stale::State || self.is_unproven)
+        self.has_state && (self.stale == Stale::State || self.cut != Cut::No)
+    }
+
+    /// Without a state dsync would look for common mails by itself, and that also where another sync was cut off just before.
+    pub(super) fn mailboxes(&self) -> Mailboxes {
+        match self.cut {
+            Cut::Known => Mailboxes::AfterCut,
+            Cut::Unknown if !self.has_state => Mailboxes::AfterCut,
+            Cut::No if !self.has_state => Mailboxes::IfNew,
+            Cut::No | Cut::Unknown | Cut::Refused => Mailboxes::AsTheyAre,
+        }
     }
 }
 
@@ -44,6 +55,7 @@ impl Replicator {
     pub(super) fn mark_cut_off(&mut self, id: RowId) {
         if let Some(row) = self.users.row_mut(id) {
             row.stale = Stale::State;
+            row.cut = Cut::Known;
             self.touch(id);
         }
     }
@@ -51,6 +63,7 @@ impl Replicator {
     /// A fast sync was not cut off.
     pub(super) fn came_through(&mut self, id: RowId) {
         if let Some(row) = self.users.row_mut(id) {
+            row.cut = Cut::No;
             if row.has_state && row.stale == Stale::State {
                 row.stale = Stale::Changes;
                 self.touch(id);

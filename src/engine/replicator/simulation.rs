@@ -232,10 +232,14 @@ impl Simulation {
             hostnames: Some(Hostnames { peer, own, side }),
         };
         let now = self.world.now;
-        if self.rng.u8(..4) == 0 {
-            self.world.peer_failed(username);
-            let engine = &mut self.world.engine;
-            return engine.handle_peers_sync_cut_off(now, username.as_bytes());
+        match self.rng.u8(..4) {
+            0 if !self.world.served.remove(username) => return self.world.peer_begins(username),
+            0 => {
+                let cut_off = self.rng.bool();
+                return self.world.peer_ends(username, cut_off);
+            }
+            1 => return self.world.put_off(),
+            _ => {}
         }
         if observed
             .hostnames
@@ -271,6 +275,9 @@ impl Simulation {
     fn heal(&mut self) {
         self.world.userdb_fails = false;
         self.world.peers_down.clear();
+        for username in std::mem::take(&mut self.world.served) {
+            self.world.peer_ends(&username, false);
+        }
         self.world.run_for(TIME_TO_HEAL);
         self.world.check_converged(&self.altered);
         self.world.check_settled(&self.altered);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::action::{Action, SyncId, SyncOutcome};
+use super::action::{Action, Mailboxes, SyncId, SyncOutcome};
 use super::backoff::doubled;
 use super::config::MAX_REASON_BYTES;
 use super::log::Level;
@@ -12,7 +12,7 @@ use super::periodic;
 use super::queue::Place;
 use super::record::{Stale, StateChange};
 use super::status::SyncType;
-use super::users::{RowId, UserId};
+use super::users::{Cut, RowId, UserId};
 use super::waiters::{Turn, Whom};
 use super::{Busy, Replicator, Why};
 use crate::engine::Priority;
@@ -35,6 +35,9 @@ pub(super) struct Running {
     pub(super) forced: bool,
     /// It is full and begins from the state.
     pub(super) from_state: bool,
+    mailboxes: Mailboxes,
+    /// It looks at all mails without `-f`, and not at flags of mails that both nodes have.
+    begun_from_mailboxes: bool,
     /// What the row was before it began, to be so again unless it is a success.
     stale: Stale,
     /// Something was notified, or what was is not over yet, or a full one was wanted.
@@ -109,6 +112,7 @@ impl Replicator {
         // A sync that is neither full nor has a state does not look into mailboxes whose counters are equal.
         let is_fast_first = row.is_fast_first();
         let full = !row.has_state || wants_full && !is_fast_first || is_doubted;
+        let mailboxes = row.mailboxes();
         // One that takes no mail for expunged will do for flags, and where a fast one is to come first that would end as the last.
         let from_state = full
             && row.has_state
@@ -116,10 +120,11 @@ impl Replicator {
                 true => is_fast_first,
                 false => settles && !row.force_full && !is_full_due,
             };
-        let forced = full && !from_state && std::mem::take(&mut row.force_full);
+        let is_with_f = full && !from_state && mailboxes == Mailboxes::AsTheyAre;
+        let forced = is_with_f && std::mem::take(&mut row.force_full);
         let stale = row.stale;
         // Until it fails, or the peer tells of a sync that it did not look at.
-        if full {
+        if full && mailboxes != Mailboxes::AfterCut {
             row.stale = Stale::No;
         }
         let for_changes = priority != Priority::None || row.failed || wants_full;
@@ -136,6 +141,8 @@ impl Replicator {
             full,
             forced,
             from_state,
+            mailboxes,
+            begun_from_mailboxes: false,
             stale,
             for_changes,
             sync_type,
@@ -161,8 +168,16 @@ impl Replicator {
             target: self.peers.target(peer).to_vec(),
             full,
             from_state,
+            mailboxes,
             has_state,
         });
+    }
+
+    /// The sync, a full one, begins from the user's mailboxes.
+    pub fn handle_begun_from_mailboxes(&mut self, sync: SyncId) {
+        if let Some(running) = self.running.get_mut(&sync) {
+            running.begun_from_mailboxes = true;
+        }
     }
 
     /// The sync has got on: bytes were moved, by it or by its processes.
@@ -210,12 +225,21 @@ impl Replicator {
             match running.from_state {
                 true if row.stale == Stale::No => row.stale = running.stale,
                 true => {}
-                false => row.force_full |= running.full,
+                false if running.mailboxes == Mailboxes::AsTheyAre => {
+                    row.force_full |= running.full;
+                }
+                false => {}
+            }
+            if running.begun_from_mailboxes && row.stale == Stale::No {
+                row.stale = Stale::State;
             }
         }
         if let SyncOutcome::Changed { state } = outcome {
             match state.is_empty() {
-                true => self.doubt_state(running, "the mailboxes do not match it"),
+                true => {
+                    self.end_refused(running);
+                    self.doubt_state(running, "the mailboxes do not match it");
+                }
                 false => {
                     self.keep_state(id, state);
                     self.came_through(id);
@@ -252,6 +276,7 @@ impl Replicator {
             }
             SyncOutcome::Usage | SyncOutcome::NoPerm => Pause::Admin,
             SyncOutcome::StateRefused => {
+                self.end_refused(running);
                 self.doubt_state(running, &text);
                 Pause::Growing
             }
@@ -277,10 +302,19 @@ impl Replicator {
         }
     }
 
+    /// It may be the mailboxes put into the state that dsync refuses, as it does where it has their first changes no more.
+    fn end_refused(&mut self, running: &Running) {
+        if let Some(row) = self.users.row_mut(running.row) {
+            if running.mailboxes != Mailboxes::AsTheyAre {
+                row.cut = Cut::Refused;
+            }
+        }
+    }
+
     pub(super) fn keep_state(&mut self, id: RowId, state: Vec<u8>) {
         if let Some(row) = self.users.row_mut(id) {
             row.has_state = !state.is_empty();
-            row.is_unproven = false;
+            row.cut = Cut::No;
         }
         if self.is_state_doubted(id) {
             self.queue.work_mut(id).state_doubted = false;
@@ -314,7 +348,8 @@ impl Replicator {
         row.failed = false;
         row.resync = false;
         let goes_on = row.is_pending();
-        let settles_later = row.stale != Stale::No && running.for_changes;
+        let is_stale = row.stale != Stale::No || running.begun_from_mailboxes;
+        let settles_later = is_stale && running.for_changes;
         if settles_later {
             row.stale = Stale::Changes;
         }
@@ -364,7 +399,17 @@ impl Replicator {
         self.refuse_waiters(Whom::User(id.user), "No sync can be started");
     }
 
-    fn end_doomed(&mut self, now: Now, running: &Running) {
+    /// The row is as it was before.
+    pub(super) fn not_begun(&mut self, running: &Running) {
+        if let Some(row) = self.users.row_mut(running.row) {
+            if row.stale == Stale::No {
+                row.stale = running.stale;
+            }
+        }
+        self.keep_pending(running);
+    }
+
+    pub(super) fn end_doomed(&mut self, now: Now, running: &Running) {
         let user = running.row.user;
         if !self.users.rows(user).any(|row| row.is_pending()) {
             return self.remove_user(user, "User was removed");
@@ -373,8 +418,8 @@ impl Replicator {
         if let Some(user) = self.users.get_mut(user) {
             user.checked_secs = 0;
         }
-        // What the sync told is not taken.
-        self.mark_stale(running.row);
+        // What the sync told is not taken, nor how it ended.
+        self.mark_cut_off(running.row);
         self.place(running.row, Place::Idle);
         for id in self.users.row_ids(user) {
             self.enqueue(now, id);

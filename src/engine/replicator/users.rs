@@ -24,6 +24,18 @@ pub(super) struct RowId {
     pub(super) replica: u8,
 }
 
+/// Whether a sync was cut off, so that a full one could take a mail that is half over for one that was expunged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Cut {
+    #[default]
+    No,
+    /// Since the start no sync has left a state: there may have been one of which nobody told.
+    Unknown,
+    Known,
+    /// And dsync did not go on from the mailboxes as they were put into the state.
+    Refused,
+}
+
 /// What is kept of each (user, replica).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Row {
@@ -44,8 +56,8 @@ pub(super) struct Row {
     pub(super) full_sync_secs: u8,
     /// To be synced once because the machine went down uncleanly.
     pub(super) resync: bool,
-    /// Since the start no sync has left a state: one before it may have been cut off, of which nobody told.
-    pub(super) is_unproven: bool,
+    /// Since the last sync that left a state.
+    pub(super) cut: Cut,
     /// Waits in the journal to be written.
     pub(super) dirty: bool,
 }

@@ -25,6 +25,9 @@ pub(super) struct Dsync {
     pub(super) target: String,
     pub(super) full: bool,
     pub(super) from_state: bool,
+    pub(super) mailboxes: Mailboxes,
+    /// It is full, and begins from them.
+    begun_from_mailboxes: bool,
     pub(super) state: Option<Vec<u8>>,
     /// The number of the last change when it began: it brings over all up to this.
     pub(super) saw: u64,
@@ -103,6 +106,10 @@ pub(super) struct World {
     cut_off: BTreeSet<Key>,
     /// The same of a sync that the peer began, as the engine was told since it started.
     peers_cut_off: BTreeSet<Key>,
+    /// Of whom this node serves a sync of the peer.
+    pub(super) served: BTreeSet<String>,
+    /// But dsync refused the mailboxes in the state, a crash came before the mark, or the record was removed.
+    cut_off_unlisted: BTreeSet<Key>,
     last_command: u64,
 }
 
@@ -151,6 +158,8 @@ impl World {
             doubted: BTreeSet::new(),
             cut_off: BTreeSet::new(),
             peers_cut_off: BTreeSet::new(),
+            served: BTreeSet::new(),
+            cut_off_unlisted: BTreeSet::new(),
             last_command: 0,
         };
         world.engine.handle_loaded(now, Boot::Trusted);
@@ -261,7 +270,14 @@ impl World {
                     self.moved.remove(&key);
                     self.doubted.remove(&key);
                 }
+                if stored.is_none_or(|(record, _)| record.stale != Stale::State) {
+                    self.cut_off_unlisted.insert(key);
+                }
             }
+        }
+        // What was cut off meanwhile nobody tells.
+        for username in std::mem::take(&mut self.served) {
+            self.peer_failed(&username);
         }
         self.writes.clear();
         self.lookups.clear();
@@ -449,25 +465,62 @@ impl World {
             outcome,
             SyncOutcome::Ok { .. } | SyncOutcome::Changed { .. }
         );
-        if left_state && dsync.is_incremental() && dsync.base() < *moved {
+        let passes_over = dsync.is_incremental() || dsync.begun_from_mailboxes;
+        if left_state && passes_over && dsync.base() < *moved {
             let changes = self.changes.get(&dsync.username).into_iter().flatten();
             let mut passed_over = changes.filter(|change| **change > dsync.base());
             if passed_over.any(|change| *change <= dsync.saw) {
                 self.doubted.insert(key.clone());
             }
         }
+        let is_refused = matches!(outcome, SyncOutcome::Changed { state } if state.is_empty())
+            || *outcome == SyncOutcome::StateRefused;
         if left_state {
             self.cut_off.remove(&key);
             self.peers_cut_off.remove(&key);
         } else if super::syncs::may_have_begun(outcome) {
             self.cut_off.insert(key.clone());
+            self.cut_off_unlisted.remove(&key);
         }
-        if dsync.full && matches!(outcome, SyncOutcome::Ok { .. }) {
+        if is_refused && dsync.mailboxes != Mailboxes::AsTheyAre {
+            self.cut_off_unlisted.insert(key.clone());
+        }
+        if !passes_over && dsync.full && matches!(outcome, SyncOutcome::Ok { .. }) {
             self.doubted.remove(&key);
         }
         if left_state || super::syncs::may_have_begun(outcome) {
             *moved = dsync.saw.max(*moved);
         }
+    }
+
+    /// This node's dsync-server serves a sync of the peer.
+    pub(super) fn peer_begins(&mut self, username: &str) {
+        self.served.insert(username.to_owned());
+        self.engine.handle_peers_sync_begun(username.as_bytes());
+    }
+
+    pub(super) fn peer_ends(&mut self, username: &str, cut_off: bool) {
+        let (now, name) = (self.now, username.as_bytes());
+        if cut_off {
+            self.peer_failed(username);
+            self.engine.handle_peers_sync_cut_off(now, name);
+        }
+        self.engine.handle_peers_sync_ended(now, name);
+        self.take_outputs();
+    }
+
+    /// The mailboxes of syncs were listed while the peer's began.
+    pub(super) fn put_off(&mut self) {
+        let listed = self.syncs.iter().filter(|(_, dsync)| {
+            dsync.mailboxes != Mailboxes::AsTheyAre && self.served.contains(&dsync.username)
+        });
+        for sync in listed.map(|(sync, _)| *sync).collect::<Vec<_>>() {
+            if !self.engine.may_begin(self.now, sync) {
+                self.syncs.remove(&sync);
+                self.aborted.retain(|aborted| *aborted != sync);
+            }
+        }
+        self.take_outputs();
     }
 
     /// A sync that the peer began was cut off: mail may be half over.
@@ -613,6 +666,9 @@ impl World {
     pub(super) fn take_outputs(&mut self) {
         loop {
             while let Some(write) = self.engine.poll_write() {
+                if let RecordChange::Remove { username, target } = &write.change {
+                    self.cut_off_unlisted.insert((text(username), text(target)));
+                }
                 self.writes.push_back(write);
             }
             let Some(action) = self.engine.poll_action() else {
@@ -650,6 +706,7 @@ impl World {
                 target,
                 full,
                 from_state,
+                mailboxes,
                 has_state,
             } => {
                 let dsync = Dsync {
@@ -658,6 +715,11 @@ impl World {
                     target: text(&target),
                     full,
                     from_state,
+                    mailboxes,
+                    // Whether they can be had is chance.
+                    begun_from_mailboxes: full
+                        && mailboxes != Mailboxes::AsTheyAre
+                        && sync.0 % 2 == 0,
                     saw: self.last_change,
                 };
                 assert!(!from_state || full && has_state, "from what?");
@@ -676,7 +738,23 @@ impl World {
                         || is_stuck(),
                     "a full sync of {key:?} after one that was cut off"
                 );
+                assert!(
+                    !dsync.full
+                        || dsync.state.is_some()
+                        || dsync.mailboxes == Mailboxes::AfterCut
+                        || !self.cut_off.contains(&key)
+                        || self.cut_off_unlisted.contains(&key)
+                        || is_stuck(),
+                    "a full sync of {key:?} without its mailboxes after one that was cut off"
+                );
+                assert!(
+                    mailboxes == Mailboxes::AsTheyAre || !self.served.contains(&dsync.username),
+                    "{dsync:?} while the peer's is served"
+                );
                 assert_eq!(self.sync_of(&dsync.username), None, "two syncs of a user");
+                if dsync.begun_from_mailboxes {
+                    self.engine.handle_begun_from_mailboxes(sync);
+                }
                 self.started.push(dsync.clone());
                 self.syncs.insert(sync, dsync);
             }

@@ -278,6 +278,7 @@ impl Replicator {
         if matches!(turn, Turn::Close) {
             if let Some(username) = client.serves.take() {
                 self.engine.handle_peers_sync_cut_off(now, &username);
+                self.engine.handle_peers_sync_ended(now, &username);
             }
         }
         turn
@@ -395,8 +396,17 @@ impl Replicator {
                 self.engine.handle_observed(now, &username, &observed);
                 out.extend_from_slice(protocol::OK);
             }
-            Request::Serving { username } => client.serves = Some(username),
-            Request::Served => client.serves = None,
+            Request::Serving { username } => {
+                self.engine.handle_peers_sync_begun(&username);
+                if let Some(before) = client.serves.replace(username) {
+                    self.engine.handle_peers_sync_ended(now, &before);
+                }
+            }
+            Request::Served => {
+                if let Some(username) = client.serves.take() {
+                    self.engine.handle_peers_sync_ended(now, &username);
+                }
+            }
             Request::Metrics => {
                 self.append_metrics(out);
                 out.push(b'\n');

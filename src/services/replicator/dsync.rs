@@ -16,7 +16,7 @@ use super::{Peer, Replicator, Turn, process};
 use crate::engine::protocol::doveadm_server::{self, Code, Event, Reply};
 use crate::engine::protocol::replicator_doveadm;
 use crate::engine::protocol::replicator_notify::printable;
-use crate::engine::replicator::{SyncId, SyncOutcome, SyncType};
+use crate::engine::replicator::{Mailboxes, SyncId, SyncOutcome, SyncType};
 use crate::engine::sync_state;
 use crate::engine::time::{Mono, Now};
 
@@ -35,6 +35,18 @@ pub(super) struct WaitingForState {
     pub(super) target: Vec<u8>,
     pub(super) full: bool,
     pub(super) from_state: bool,
+    pub(super) mailboxes: Mailboxes,
+    /// The state has them.
+    pub(super) has_mailboxes: bool,
+}
+
+impl WaitingForState {
+    pub(super) const fn sync_type(&self) -> SyncType {
+        match self.full {
+            true => SyncType::Full,
+            false => SyncType::Incremental,
+        }
+    }
 }
 
 /// A dsync that runs.
@@ -120,7 +132,7 @@ impl Replicator {
             .most_syncs
             .max(self.syncs.len() + self.waiting_for_state.len() + 1);
         match state {
-            Some(state) => self.connect_dsync(now, sync, waiting, &state),
+            Some(state) => self.handle_state(now, sync, waiting, state),
             None => {
                 self.waiting_for_state.insert(sync, waiting);
             }
@@ -134,11 +146,14 @@ impl Replicator {
         waiting: WaitingForState,
         state: &[u8],
     ) {
+        let sync_type = waiting.sync_type();
         let WaitingForState {
             username,
             target,
             full,
             from_state,
+            has_mailboxes,
+            ..
         } = waiting;
         let all_of_state = match from_state {
             true => sync_state::without_modseqs(state),
@@ -146,7 +161,7 @@ impl Replicator {
         };
         let (with_f, state) = match &all_of_state {
             Some(all) => (false, all.as_slice()),
-            None => (full, state),
+            None => (full && !has_mailboxes, state),
         };
         let parameters = match self.several_replicas.contains(&username) {
             true => &self.parameters_of_several,
@@ -155,10 +170,6 @@ impl Replicator {
         let arguments = parameters.arguments(&target, with_f, state);
         let mut command = Vec::with_capacity(COMMAND_BYTES + state.len());
         doveadm_server::append_command(&mut command, &username, "sync", arguments);
-        let sync_type = match full {
-            true => SyncType::Full,
-            false => SyncType::Incremental,
-        };
         match self.take_idle(now, &username) {
             Some((slot, mut socket, worker)) => {
                 socket.output().extend_from_slice(&command);
@@ -184,6 +195,27 @@ impl Replicator {
         sync_type: SyncType,
         command: Vec<u8>,
     ) {
+        let slot = self.free_slot();
+        let (socket, command) = match self.connect_to_doveadm(slot, command) {
+            Ok(connected) => connected,
+            Err(reason) => {
+                self.free.push(slot);
+                self.doveadm_connect_failed = Some(now.mono);
+                self.finish_sync(now, sync, SyncOutcome::NotStarted, &reason);
+                return;
+            }
+        };
+        self.doveadm_connect_failed = None;
+        let dsync = Dsync::new(now, sync, username, sync_type, Worker::default(), command);
+        self.put_dsync(slot, socket, dsync);
+    }
+
+    /// A connection of its own for a command, which is given back if it has to wait until the server is ready for it.
+    pub(super) fn connect_to_doveadm(
+        &mut self,
+        slot: usize,
+        command: Vec<u8>,
+    ) -> Result<(Socket, Option<Vec<u8>>), String> {
         let path = self
             .settings
             .socket_path(&self.settings.doveadm_socket_path);
@@ -199,21 +231,11 @@ impl Replicator {
             }
             false => Some(command),
         };
-        let slot = self.free_slot();
-        let registry = self.poll.registry();
-        let socket = match Socket::connect_and_say(&path, registry, Token(slot), hello) {
-            Ok(socket) => socket,
-            Err(reason) => {
-                self.free.push(slot);
-                self.doveadm_connect_failed = Some(now.mono);
-                self.doveadm_preauthenticated = None;
-                self.finish_sync(now, sync, SyncOutcome::NotStarted, &reason);
-                return;
-            }
-        };
-        self.doveadm_connect_failed = None;
-        let dsync = Dsync::new(now, sync, username, sync_type, Worker::default(), command);
-        self.put_dsync(slot, socket, dsync);
+        let connected = Socket::connect_and_say(&path, self.poll.registry(), Token(slot), hello);
+        if connected.is_err() {
+            self.doveadm_preauthenticated = None;
+        }
+        Ok((connected?, command))
     }
 
     fn put_dsync(&mut self, slot: usize, socket: Socket, dsync: Dsync) {
@@ -390,6 +412,13 @@ impl Replicator {
         let Some(connection) = self.connection(slot) else {
             return;
         };
+        if matches!(connection.peer, Peer::MailboxList(_)) {
+            if self.take(slot).is_some() {
+                self.free.push(slot);
+            }
+            self.finish_sync(now, sync, SyncOutcome::Timeout, "");
+            return;
+        }
         // With our module the worker sees this and ends by itself, quietly.
         connection.socket.shutdown_write();
         let Peer::Dsync(dsync) = &mut connection.peer else {
@@ -480,19 +509,20 @@ impl Replicator {
     pub(super) fn append_dsync_status(&self, now: Now, out: &mut Vec<u8>) {
         let mut lines = 0;
         for connection in self.connections.iter().flatten() {
-            if let Peer::Dsync(dsync) = &connection.peer {
-                let sync = Some((dsync.username.as_slice(), dsync.sync_type));
-                replicator_doveadm::append_dsync_status(out, sync, dsync.status());
-                lines += 1;
-            }
+            let (sync, status) = match &connection.peer {
+                Peer::Dsync(dsync) => {
+                    ((dsync.username.as_slice(), dsync.sync_type), dsync.status())
+                }
+                Peer::MailboxList(list) => {
+                    ((list.username(), list.sync_type()), "Waiting for handshake")
+                }
+                _ => continue,
+            };
+            replicator_doveadm::append_dsync_status(out, Some(sync), status);
+            lines += 1;
         }
         for waiting in self.waiting_for_state.values() {
-            let sync_type = if waiting.full {
-                SyncType::Full
-            } else {
-                SyncType::Incremental
-            };
-            let sync = Some((waiting.username.as_slice(), sync_type));
+            let sync = Some((waiting.username.as_slice(), waiting.sync_type()));
             replicator_doveadm::append_dsync_status(out, sync, "Waiting for handshake");
             lines += 1;
         }

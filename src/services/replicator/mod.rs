@@ -7,6 +7,7 @@
 mod clients;
 mod dsync;
 mod idle;
+mod mailbox_list;
 mod probe;
 mod process;
 mod settings;
@@ -41,6 +42,7 @@ use crate::services::daemon::Daemon;
 use clients::{DoveadmClient, NotifyClient};
 use dsync::{Dsync, WaitingForState};
 use idle::{Idle, Worker};
+use mailbox_list::MailboxList;
 use probe::Probes;
 use socket::Socket;
 use store::{Store, StoreEvent, StoreOptions};
@@ -96,6 +98,7 @@ enum Peer {
     Doveadm(DoveadmClient),
     Dsync(Dsync),
     Idle(Worker),
+    MailboxList(MailboxList),
     Userdb(UserdbConnection),
 }
 
@@ -347,6 +350,7 @@ impl Replicator {
             Peer::Doveadm(client) => self.serve_doveadm(now, slot, socket, client),
             Peer::Dsync(dsync) => self.serve_dsync(now, socket, dsync),
             Peer::Idle(_) => Self::serve_idle(socket),
+            Peer::MailboxList(list) => self.serve_mailbox_list(now, socket, list),
             Peer::Userdb(userdb) => self.serve_userdb(now, socket, userdb),
         };
         let turn = match socket.watch_room(self.poll.registry(), Token(slot)) {
@@ -388,6 +392,7 @@ impl Replicator {
             }
             Peer::Dsync(dsync) => self.finish_dsync(now, dsync),
             Peer::Idle(_) => self.idle.forget(slot),
+            Peer::MailboxList(list) => self.finish_mailbox_list(now, list),
             Peer::Userdb(userdb) => self.finish_userdb(now, slot, userdb),
         }
     }
@@ -450,6 +455,7 @@ impl Replicator {
                 target,
                 full,
                 from_state,
+                mailboxes,
                 has_state,
             } => {
                 let waiting = WaitingForState {
@@ -457,6 +463,8 @@ impl Replicator {
                     target,
                     full,
                     from_state,
+                    mailboxes,
+                    has_mailboxes: false,
                 };
                 self.start_sync(now, sync, waiting, has_state);
             }
@@ -535,7 +543,7 @@ impl Replicator {
                 StoreEvent::States(states) => {
                     for (token, state) in states {
                         if let Some(waiting) = self.waiting_for_state.remove(&SyncId(token)) {
-                            self.connect_dsync(now, SyncId(token), waiting, &state);
+                            self.handle_state(now, SyncId(token), waiting, state);
                         }
                     }
                     self.drive(now);

@@ -16,6 +16,7 @@ fn child_that_serves() {
         connections: AtomicUsize::new(0),
         ended: AtomicUsize::new(0),
         greets: AtomicBool::new(true),
+        mailboxes: Mutex::new(b"\n-TEMPFAIL\n"),
     });
     let directory = PathBuf::from(directory);
     let served = Arc::clone(&neighbours);

@@ -1,0 +1,102 @@
+//! Syncs that the peers began, as far as this node's dsync-servers tell of them.
+
+use std::time::Duration;
+
+use super::action::{Mailboxes, SyncId};
+use super::queue::Place;
+use super::users::RowId;
+use super::{Busy, Replicator};
+use crate::engine::time::Now;
+
+/// How often a sync that is put off for the peer's looks whether that has ended, should nobody tell.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+impl Replicator {
+    /// A dsync-server of this node has begun to serve a sync of the peer.
+    pub fn handle_peers_sync_begun(&mut self, username: &[u8]) {
+        *self.peers_syncs.entry(username.into()).or_default() += 1;
+    }
+
+    /// It has ended, however.
+    pub fn handle_peers_sync_ended(&mut self, now: Now, username: &[u8]) {
+        if let Some(count) = self.peers_syncs.get_mut(username) {
+            *count = count.saturating_sub(1);
+            if *count > 0 {
+                return;
+            }
+        }
+        self.peers_syncs.remove(username);
+        let user = self.users.find(username);
+        let ids = user.map(|user| self.users.row_ids(user));
+        for id in ids.into_iter().flatten() {
+            let waits = self.queue.work(id).is_some_and(|work| work.waits_for_peer);
+            if waits && matches!(self.queue.place(id), Place::Retry(_)) {
+                self.queue.work_mut(id).waits_for_peer = false;
+                self.make_ready(id);
+            }
+        }
+        self.advance(now);
+    }
+
+    /// Mailboxes may get another GUID while the peer's sync lasts, and be half over after it: a sync that needs to know them begins after it.
+    /// It would only wait for its lock.
+    pub(super) fn is_put_off(&self, id: RowId) -> bool {
+        !self.peers_syncs.is_empty()
+            && self
+                .users
+                .row(id)
+                .is_some_and(|row| row.mailboxes() != Mailboxes::AsTheyAre)
+            && self.peers_syncs.contains_key(self.users.name(id.user))
+    }
+
+    pub(super) fn wait_for_peer(&mut self, now: Now, id: RowId) {
+        self.place(id, Place::Retry(now.mono + LOOK_AGAIN));
+        self.queue.work_mut(id).waits_for_peer = true;
+    }
+
+    /// Whether a sync that was just started, and whose mailboxes were listed, is to begin now. If not it was put off.
+    pub fn may_begin(&mut self, now: Now, sync: SyncId) -> bool {
+        let row = self.running.get(&sync).map(|running| running.row);
+        let Some(id) = row.filter(|id| self.is_put_off(*id)) else {
+            return true;
+        };
+        let Some(running) = self.running.remove(&sync) else {
+            return true;
+        };
+        self.busy.remove(&id.user);
+        if running.doomed {
+            self.end_doomed(now, &running);
+        } else {
+            self.not_begun(&running);
+            self.wait_for_peer(now, id);
+        }
+        if !self.busy.contains_key(&id.user) {
+            self.release(id.user);
+        }
+        self.advance(now);
+        false
+    }
+
+    /// A sync that the peer began has failed here, or its dsync-server was killed. If that was in its middle, a full one of ours is not to
+    /// come next: not one that is to begin, nor one that has waited for the end of the peer's.
+    pub fn handle_peers_sync_cut_off(&mut self, now: Now, username: &[u8]) {
+        let Some(user) = self.users.find(username) else {
+            return;
+        };
+        for id in self.users.row_ids(user) {
+            self.mark_cut_off(id);
+        }
+        let Some(Busy::Sync(sync)) = self.busy.get(&user) else {
+            return;
+        };
+        let sync = *sync;
+        let waited = self.running.get(&sync).is_some_and(|running| {
+            // A peer's sync that waited in vain for a lock of ours has waited longer.
+            let is_young = now.mono.since(running.begun) < self.config.lock_timeout * 5 / 6;
+            running.full && !running.from_state && is_young
+        });
+        if waited {
+            self.abort(sync, "A sync of the peer was cut off before this full one");
+        }
+    }
+}
