@@ -41,12 +41,12 @@ impl Replicator {
     /// Mailboxes may get another GUID while the peer's sync lasts, and be half over after it: a sync that needs to know them begins after it.
     /// It would only wait for its lock.
     pub(super) fn is_put_off(&self, id: RowId) -> bool {
-        !self.peers_syncs.is_empty()
-            && self
-                .users
-                .row(id)
-                .is_some_and(|row| row.mailboxes() != Mailboxes::AsTheyAre)
-            && self.peers_syncs.contains_key(self.users.name(id.user))
+        let row = self.users.row(id);
+        row.is_some_and(|row| row.mailboxes() != Mailboxes::AsTheyAre) && self.is_served(id)
+    }
+
+    fn is_served(&self, id: RowId) -> bool {
+        !self.peers_syncs.is_empty() && self.peers_syncs.contains_key(self.users.name(id.user))
     }
 
     pub(super) fn wait_for_peer(&mut self, now: Now, id: RowId) {
@@ -57,7 +57,7 @@ impl Replicator {
     /// Whether a sync that was just started, and whose mailboxes were listed, is to begin now. If not it was put off.
     pub fn may_begin(&mut self, now: Now, sync: SyncId) -> bool {
         let row = self.running.get(&sync).map(|running| running.row);
-        let Some(id) = row.filter(|id| self.is_put_off(*id)) else {
+        let Some(id) = row.filter(|id| self.is_served(*id)) else {
             return true;
         };
         let Some(running) = self.running.remove(&sync) else {

@@ -405,6 +405,7 @@ impl Replicator {
             if row.stale == Stale::No {
                 row.stale = running.stale;
             }
+            row.force_full |= running.forced;
         }
         self.keep_pending(running);
     }

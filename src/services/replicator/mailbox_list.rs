@@ -107,7 +107,9 @@ impl Replicator {
         waiting: WaitingForState,
         state: Vec<u8>,
     ) {
-        if waiting.mailboxes == Mailboxes::AsTheyAre {
+        // One from before the user's first mail: that may come on both nodes.
+        let is_needless = !sync_state::has_no_mailbox(&state);
+        if waiting.mailboxes == Mailboxes::AsTheyAre && is_needless {
             return self.connect_dsync(now, sync, waiting, &state);
         }
         let mut command = Vec::new();
@@ -214,7 +216,6 @@ impl Replicator {
         if !self.engine.may_begin(now, sync) {
             return;
         }
-        let is_whole = is_whole && !rows.mailboxes.is_empty();
         if !is_whole {
             warn!(
                 "{}: The mailboxes could not be listed for the sync: {}",

@@ -10,7 +10,7 @@ fn child_that_serves() {
     };
     let count: usize = std::env::var("USERS").unwrap().parse().unwrap();
     let neighbours = Arc::new(Neighbours {
-        answer: Mutex::new(Box::new(|_| Answer::Reply(b"AQAAAHm4+Jk=\t\n+\n"))),
+        answer: Mutex::new(Box::new(|_| Answer::Reply(b"STATE\t\n+\n"))),
         users: Mutex::new(Vec::new()),
         fields: Mutex::new(String::new()),
         connections: AtomicUsize::new(0),
