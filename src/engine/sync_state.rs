@@ -20,6 +20,24 @@ const MODSEQS: std::ops::Range<usize> = 24..40;
 /// A mailbox's.
 pub type Guid = [u8; 16];
 
+/// A mailbox that is put into a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mailbox {
+    /// Its GUID.
+    pub guid: Guid,
+    /// Its UIDVALIDITY.
+    pub uidvalidity: u32,
+    /// One that both nodes' transaction logs of it reach back to, and that both have had.
+    pub modseq: u64,
+}
+
+impl Mailbox {
+    /// With the modseq that every mailbox has had.
+    pub const fn begin_with_first(&mut self) {
+        self.modseq = 1;
+    }
+}
+
 /// The longest state that this makes, in bytes.
 pub const MAX_BYTES: usize = crate::engine::protocol::doveadm_server::MAX_STATE_BYTES;
 
@@ -39,21 +57,15 @@ fn encoded(mut body: Vec<u8>) -> Vec<u8> {
     STANDARD.encode(&body).into_bytes()
 }
 
-/// Whether the state is one of a user without mailboxes.
-#[must_use]
-pub fn has_no_mailbox(state: &[u8]) -> bool {
-    body_of(state).is_some_and(|body| body.len() == HEADER)
-}
-
-/// The state with these mailboxes, GUID and UIDVALIDITY, added that it does not have, as ones without a common mail: all that one side does
+/// The state with these mailboxes added that it does not have, as ones without a common mail: all that one side does
 /// not have is new. Of a mailbox that is not in the state dsync looks for common mails by itself, and may take a mail for expunged.
 /// `state` may be empty. None: this is no state that we know, or it would be too long.
 ///
-/// dsync takes a mailbox for one that is in the state by a last common UID or modseq other than 0. The first modseq is 1: all changes since then
-/// are to be in the mailbox's transaction log, else dsync says so (`Modseq 1 no longer in transaction log`), and wants to be run without the state.
+/// dsync takes a mailbox for one that is in the state by a last common UID or modseq other than 0. All changes since the modseq
+/// are to be in the mailbox's transaction log, else dsync says so (`Modseq 1 no longer in transaction log`), and wants to be run without the state; as it does with
+/// one that a node has not come to. The log begins anew where Maildir changes the UIDVALIDITY.
 #[must_use]
-pub fn with_mailboxes(state: &[u8], mailboxes: &[(Guid, u32)]) -> Option<Vec<u8>> {
-    const FIRST_MODSEQ: u64 = 1;
+pub fn with_mailboxes(state: &[u8], mailboxes: &[Mailbox]) -> Option<Vec<u8>> {
     let mut body = match state {
         [] => vec![MAJOR_VERSION, 0, 0, 0],
         state => body_of(state)?,
@@ -62,12 +74,13 @@ pub fn with_mailboxes(state: &[u8], mailboxes: &[(Guid, u32)]) -> Option<Vec<u8>
     let mut known: HashSet<Guid> = records
         .filter_map(|record| record.get(GUID)?.try_into().ok())
         .collect();
-    for (guid, uidvalidity) in mailboxes {
-        if known.insert(*guid) {
-            body.extend(guid);
-            body.extend(uidvalidity.to_le_bytes());
+    for mailbox in mailboxes {
+        if known.insert(mailbox.guid) {
+            body.extend(mailbox.guid);
+            body.extend(mailbox.uidvalidity.to_le_bytes());
             body.extend(0_u32.to_le_bytes());
-            body.extend(FIRST_MODSEQ.to_le_bytes());
+            // 0 would be none.
+            body.extend(mailbox.modseq.max(1).to_le_bytes());
             // Of private flags, and how many mails there were.
             body.extend(0_u64.to_le_bytes());
             body.extend(0_u32.to_le_bytes());
@@ -126,25 +139,34 @@ mod tests {
 
     #[test]
     fn mailboxes_that_are_not_in_the_state_are_added_once() {
-        let record = |guid: u8, uidvalidity: u32| {
+        let record = |guid: u8, uidvalidity: u32, modseq: u8| {
             let mut record = vec![guid; 16];
             record.extend(uidvalidity.to_le_bytes());
             record.extend([0; 4]);
-            record.extend([1, 0, 0, 0, 0, 0, 0, 0]);
+            record.extend([modseq, 0, 0, 0, 0, 0, 0, 0]);
             record.extend([0; 12]);
             record
         };
-        let mailboxes = [([7; 16], 1), ([8; 16], 2), ([8; 16], 2)];
-        let wanted = [body(&[3], 9), record(8, 2)].concat();
+        let mailbox = |guid, uidvalidity, modseq| Mailbox {
+            guid,
+            uidvalidity,
+            modseq,
+        };
+        let mailboxes = [
+            mailbox([7; 16], 1, 0),
+            mailbox([8; 16], 2, 12),
+            mailbox([8; 16], 2, 12),
+        ];
+        let wanted = [body(&[3], 9), record(8, 2, 12)].concat();
         let state = encoded(&body(&[3], 9));
         assert_eq!(with_mailboxes(&state, &mailboxes), Some(encoded(&wanted)));
-        let wanted = [body(&[], 0), record(7, 1), record(8, 2)].concat();
+        let wanted = [body(&[], 0), record(7, 1, 1), record(8, 2, 12)].concat();
         assert_eq!(with_mailboxes(b"", &mailboxes), Some(encoded(&wanted)));
         assert_eq!(with_mailboxes(b"AAAAAA==", &mailboxes), None);
-        assert!(has_no_mailbox(&encoded(&body(&[], 0))));
-        assert!(!has_no_mailbox(&state) && !has_no_mailbox(b""));
         let guid = |number: u32| u128::from(number).to_be_bytes();
-        let many: Vec<(Guid, u32)> = (0..100_000).map(|number| (guid(number), 1)).collect();
+        let many: Vec<Mailbox> = (0..100_000)
+            .map(|number| mailbox(guid(number), 1, 1))
+            .collect();
         assert_eq!(with_mailboxes(b"", &many), None);
     }
 

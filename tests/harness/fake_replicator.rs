@@ -89,6 +89,9 @@ impl FakeReplicator {
         let _closed = stream.write_all(GREETING);
         let mut request = String::new();
         reader.read_line(&mut request)?;
+        if request.starts_with("SERVING\t") {
+            return self.serve_dsync_server(&mut stream, &mut reader);
+        }
         let mut state = self.lock();
         if greeting != CLIENT_GREETING {
             state.malformed.push(greeting);
@@ -102,6 +105,25 @@ impl FakeReplicator {
         stream.write_all(&answer)?;
         stream.shutdown(std::net::Shutdown::Write)?;
         reader.read_to_end(&mut Vec::new())?;
+        Ok(())
+    }
+
+    /// All that a dsync-server says has one connection; that it begins and ends is not recorded.
+    fn serve_dsync_server(
+        &self,
+        stream: &mut UnixStream,
+        reader: &mut impl BufRead,
+    ) -> std::io::Result<()> {
+        for request in reader.lines() {
+            let request = request?;
+            if request != "SERVED" {
+                let mut state = self.lock();
+                state.requests.push(request + "\n");
+                let answer = state.answer.clone();
+                drop(state);
+                stream.write_all(&answer)?;
+            }
+        }
         Ok(())
     }
 }

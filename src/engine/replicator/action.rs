@@ -101,15 +101,15 @@ pub enum Action {
 }
 
 /// The mailboxes that are put into the state before a sync, as [without common mails](crate::engine::sync_state::with_mailboxes). A full sync that
-/// begins from them, and so without `-f`, is told by `handle_begun_from_mailboxes`. Those of which dsync needs a change that is long past are of no use.
+/// begins from them, and so without `-f`, is told by `handle_begun_from_mailboxes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mailboxes {
     /// None.
     AsTheyAre,
-    /// All, if all are new.
-    IfNew,
     /// All: a sync before it was cut off.
     AfterCut,
+    /// All, but dsync refused them with their first modseq: with their last.
+    AfterRefusal,
 }
 
 /// What a command did.

@@ -43,8 +43,8 @@ impl Row {
     pub(super) fn mailboxes(&self) -> Mailboxes {
         match self.cut {
             Cut::Known => Mailboxes::AfterCut,
+            Cut::RefusedOnce => Mailboxes::AfterRefusal,
             Cut::Unknown if !self.has_state => Mailboxes::AfterCut,
-            Cut::No if !self.has_state => Mailboxes::IfNew,
             Cut::No | Cut::Unknown | Cut::Refused => Mailboxes::AsTheyAre,
         }
     }
@@ -55,7 +55,10 @@ impl Replicator {
     pub(super) fn mark_cut_off(&mut self, id: RowId) {
         if let Some(row) = self.users.row_mut(id) {
             row.stale = Stale::State;
-            row.cut = Cut::Known;
+            row.cut = match row.cut {
+                Cut::RefusedOnce | Cut::Refused => Cut::RefusedOnce,
+                Cut::No | Cut::Unknown | Cut::Known => Cut::Known,
+            };
             self.touch(id);
         }
     }
@@ -100,7 +103,8 @@ impl Replicator {
         if is_running || state.is_empty() || row.peer.is_none() || !(full || row.has_state) {
             return self.mark_stale(id);
         }
-        if full || !is_settling {
+        // What became of one that was cut off, or that a crash made us forget, that state does not say.
+        if full || !is_settling && row.cut == Cut::No {
             row.stale = Stale::No;
         }
         if full && is_settling {

@@ -124,7 +124,7 @@ impl Replicator {
         let forced = is_with_f && std::mem::take(&mut row.force_full);
         let stale = row.stale;
         // Until it fails, or the peer tells of a sync that it did not look at.
-        if full && mailboxes != Mailboxes::AfterCut {
+        if full && mailboxes == Mailboxes::AsTheyAre {
             row.stale = Stale::No;
         }
         let for_changes = priority != Priority::None || row.failed || wants_full;
@@ -305,9 +305,11 @@ impl Replicator {
     /// It may be the mailboxes put into the state that dsync refuses, as it does where it has their first changes no more.
     fn end_refused(&mut self, running: &Running) {
         if let Some(row) = self.users.row_mut(running.row) {
-            if running.mailboxes != Mailboxes::AsTheyAre {
-                row.cut = Cut::Refused;
-            }
+            row.cut = match running.mailboxes {
+                Mailboxes::AsTheyAre => row.cut,
+                Mailboxes::AfterCut => Cut::RefusedOnce,
+                Mailboxes::AfterRefusal => Cut::Refused,
+            };
         }
     }
 

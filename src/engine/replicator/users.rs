@@ -32,7 +32,9 @@ pub(super) enum Cut {
     /// Since the start no sync has left a state: there may have been one of which nobody told.
     Unknown,
     Known,
-    /// And dsync did not go on from the mailboxes as they were put into the state.
+    /// And dsync did not go on from the mailboxes as they were put into the state, with their first modseq.
+    RefusedOnce,
+    /// Nor with their last.
     Refused,
 }
 

@@ -1,10 +1,8 @@
-//! The mailboxes that a user has, asked of `doveadm-server` before a sync of a user without a state, and before one that follows one that
-//! was cut off.
+//! The mailboxes that a user has, asked of `doveadm-server` before a sync that follows one that was cut off.
 //!
 //! Of a mailbox that is not in the state dsync looks for what both nodes have in common, and may take a mail that is half over for
 //! one that was expunged. Put into the state as one without common mails
-//! ([how](crate::engine::sync_state::with_mailboxes)), it only gains mails. Also a user's very first sync begins so: it may have waited for
-//! the end of the peer's, and that may have been a cut.
+//! ([how](crate::engine::sync_state::with_mailboxes)), it only gains mails.
 
 use log::warn;
 
@@ -15,17 +13,14 @@ use crate::engine::protocol::doveadm_command::{CommandReader, Event};
 use crate::engine::protocol::doveadm_server::{self, Code};
 use crate::engine::protocol::replicator_notify::printable;
 use crate::engine::replicator::{Mailboxes, SyncId, SyncType};
-use crate::engine::sync_state::{self, Guid};
+use crate::engine::sync_state::{self, Guid, Mailbox};
 use crate::engine::time::Now;
 
 const COMMAND: &str = "mailbox status";
 /// Dovecot has an order of its own for them: this one.
-const FIELDS: &[u8] = b"uidvalidity highestmodseq guid";
+const FIELDS: &[u8] = b"uidnext uidvalidity highestmodseq guid";
 /// Those, behind the name.
-const COLUMNS: usize = 4;
-/// The highest modseq of a mailbox whose transaction log has its first change: Dovecot keeps two files of 32 KiB at least, and each change takes
-/// some 100 bytes there.
-const MODSEQS_OF_NEW: u64 = 500;
+const COLUMNS: usize = 5;
 /// With two masks Dovecot lists all private namespaces, with one only those without a prefix.
 const ARGUMENTS: [&[u8]; 4] = [b"--", FIELDS, b"*", b"*"];
 /// Nobody has that many mailboxes; a value that goes on for ever is none.
@@ -38,8 +33,7 @@ struct Rows {
     value: Vec<u8>,
     /// Of the row that is not whole yet.
     values: Vec<Vec<u8>>,
-    mailboxes: Vec<(Guid, u32)>,
-    highest_modseq: u64,
+    mailboxes: Vec<Mailbox>,
 }
 
 impl Rows {
@@ -58,20 +52,34 @@ impl Rows {
     }
 
     fn add_row(&mut self, values: &[Vec<u8>]) -> Option<()> {
-        let [_, uidvalidity, highest_modseq, guid] = values else {
+        let [_, uidnext, uidvalidity, highest_modseq, guid] = values else {
             return None;
         };
         let text = |value| std::str::from_utf8(value).ok();
         let uidvalidity = text(uidvalidity)?.parse().ok()?;
         let guid = text(guid).filter(|guid| guid.len() == 2 * size_of::<Guid>())?;
         let guid = u128::from_str_radix(guid, 16).ok()?;
-        self.highest_modseq = self.highest_modseq.max(text(highest_modseq)?.parse().ok()?);
-        self.mailboxes.push((guid.to_be_bytes(), uidvalidity));
+        let uidnext: u32 = text(uidnext)?.parse().ok()?;
+        let mailbox = Mailbox {
+            guid: guid.to_be_bytes(),
+            uidvalidity,
+            modseq: text(highest_modseq)?.parse().ok()?,
+        };
+        // One in which no mail ever was has none to lose, and dsync is to align its UIDVALIDITY.
+        if uidnext > 1 {
+            self.mailboxes.push(mailbox);
+        }
         Some(())
     }
 
-    fn may_begin(&self, mailboxes: Mailboxes) -> bool {
-        mailboxes == Mailboxes::AfterCut || self.highest_modseq <= MODSEQS_OF_NEW
+    /// What is put into the state.
+    fn wanted(mut self, wanted: Mailboxes) -> Vec<Mailbox> {
+        if wanted == Mailboxes::AfterCut {
+            self.mailboxes
+                .iter_mut()
+                .for_each(Mailbox::begin_with_first);
+        }
+        self.mailboxes
     }
 }
 
@@ -107,9 +115,7 @@ impl Replicator {
         waiting: WaitingForState,
         state: Vec<u8>,
     ) {
-        // One from before the user's first mail: that may come on both nodes.
-        let is_needless = !sync_state::has_no_mailbox(&state);
-        if waiting.mailboxes == Mailboxes::AsTheyAre && is_needless {
+        if waiting.mailboxes == Mailboxes::AsTheyAre {
             return self.connect_dsync(now, sync, waiting, &state);
         }
         let mut command = Vec::new();
@@ -226,9 +232,9 @@ impl Replicator {
                 }
             );
         }
-        let with_mailboxes = (is_whole && rows.may_begin(waiting.mailboxes))
-            .then(|| sync_state::with_mailboxes(&state, &rows.mailboxes))
-            .flatten();
+        let with_mailboxes = is_whole
+            .then(|| rows.wanted(waiting.mailboxes))
+            .and_then(|mailboxes| sync_state::with_mailboxes(&state, &mailboxes));
         match with_mailboxes {
             Some(state) => {
                 waiting.has_mailboxes = true;
@@ -252,6 +258,7 @@ mod tests {
         for (part, ends) in [
             (&b"IN"[..], false),
             (b"BOX", true),
+            (b"2", true),
             (b"1795546729", true),
             (b"501", true),
             (b"2dfc463769de056b", false),
@@ -259,19 +266,31 @@ mod tests {
         ] {
             assert!(rows.add(part, ends));
         }
-        let guid = *b"\x2d\xfc\x46\x37\x69\xde\x05\x6b\x0d\x1f\x00\x00\xa2\xb4\x0c\xe4";
-        assert_eq!(rows.mailboxes, [(guid, 1_795_546_729)]);
-        assert!(!rows.may_begin(Mailboxes::IfNew));
-        assert!(rows.may_begin(Mailboxes::AfterCut));
         let guid = "2dfc463769de056b0d1f0000a2b40ce4";
+        for value in ["Drafts", "1", "1795546730", "1", guid] {
+            assert!(rows.add(value.as_bytes(), true), "no mail was ever there");
+        }
+        let mut mailbox = Mailbox {
+            guid: *b"\x2d\xfc\x46\x37\x69\xde\x05\x6b\x0d\x1f\x00\x00\xa2\xb4\x0c\xe4",
+            uidvalidity: 1_795_546_729,
+            modseq: 501,
+        };
+        let again = Rows {
+            mailboxes: rows.mailboxes.clone(),
+            ..Rows::default()
+        };
+        assert_eq!(again.wanted(Mailboxes::AfterRefusal), [mailbox.clone()]);
+        mailbox.modseq = 1;
+        assert_eq!(rows.wanted(Mailboxes::AfterCut), [mailbox]);
         for row in [
-            ["a", "x", "1", guid],
-            ["a", "1", "", guid],
-            ["a", "1", "1", "2dfc"],
+            ["a", "2", "x", "1", guid],
+            ["a", "2", "1", "", guid],
+            ["a", "", "1", "1", guid],
+            ["a", "2", "1", "1", "2dfc"],
         ] {
             let mut rows = Rows::default();
             let added = row.map(|value| rows.add(value.as_bytes(), true));
-            assert_eq!(added, [true, true, true, false], "{row:?}");
+            assert_eq!(added, [true, true, true, true, false], "{row:?}");
         }
         assert!(!Rows::default().add(&[b'x'; VALUE_BYTES_MAX + 1], false));
     }

@@ -162,7 +162,7 @@ fn state_in_doubt_is_begun_from_after_a_cut_and_is_forgotten_if_it_is_refused_ag
     end_each(&mut world, &stale, 1);
     world.settle();
     let last = (true, false, false);
-    assert_eq!(how_begun(&world), [FAST, FULL, FULL_FROM_STATE, last]);
+    assert_eq!(how_begun(&world), [FAST, FULL, FULL_FROM_STATE, last, FULL]);
     assert_eq!(said(&world, Level::Info, "The sync state is forgotten"), 1);
     world.check_converged(&Default::default());
 }
