@@ -161,6 +161,7 @@ impl Replicator {
         self.totals.full_syncs_started += u64::from(full);
         self.totals.settling_syncs_started += u64::from(settles && full);
         self.place(id, Place::Running(sync));
+        self.queue.work_mut(id).waits_for_peer = false;
         self.touch(id);
         self.actions.push_back(Action::StartSync {
             sync,

@@ -87,13 +87,6 @@ impl DoveadmClient {
         }
     }
 
-    pub(super) fn waits_for(&self) -> Option<CommandId> {
-        match self.busy {
-            Busy::Command(command) => Some(command),
-            _ => None,
-        }
-    }
-
     pub(super) fn is_stuck(&self, now: Mono, socket: &Socket) -> bool {
         socket.unsent() > 0
             && socket.unsent() == self.unsent
@@ -275,13 +268,18 @@ impl Replicator {
         let turn = self.continue_doveadm(now, slot, socket, client, &mut buffer);
         self.buffer = buffer;
         client.unsent = socket.unsent();
-        if matches!(turn, Turn::Close) {
-            if let Some(username) = client.serves.take() {
-                self.engine.handle_peers_sync_cut_off(now, &username);
-                self.engine.handle_peers_sync_ended(now, &username);
-            }
-        }
         turn
+    }
+
+    /// However its connection came to its end.
+    pub(super) fn forget_doveadm(&mut self, now: Now, client: &DoveadmClient) {
+        if let Busy::Command(command) = client.busy {
+            self.commands.remove(&command);
+        }
+        if let Some(username) = &client.serves {
+            self.engine.handle_peers_sync_cut_off(now, username);
+            self.engine.handle_peers_sync_ended(now, username);
+        }
     }
 
     fn continue_doveadm(

@@ -198,16 +198,35 @@ impl Replicator {
         let slot = self.free_slot();
         let (socket, command) = match self.connect_to_doveadm(slot, command) {
             Ok(connected) => connected,
-            Err(reason) => {
-                self.free.push(slot);
-                self.doveadm_connect_failed = Some(now.mono);
-                self.finish_sync(now, sync, SyncOutcome::NotStarted, &reason);
-                return;
-            }
+            Err(reason) => return self.not_connected(now, slot, sync, &reason),
         };
         self.doveadm_connect_failed = None;
         let dsync = Dsync::new(now, sync, username, sync_type, Worker::default(), command);
         self.put_dsync(slot, socket, dsync);
+    }
+
+    pub(super) fn not_connected(&mut self, now: Now, slot: usize, sync: SyncId, reason: &str) {
+        self.free.push(slot);
+        self.doveadm_connect_failed = Some(now.mono);
+        self.finish_sync(now, sync, SyncOutcome::NotStarted, reason);
+    }
+
+    /// The server wants the password. It may be that there is none to be sent.
+    pub(super) fn send_password(&mut self, socket: &mut Socket) -> Result<(), String> {
+        self.doveadm_preauthenticated = Some(false);
+        let password = self.settings.doveadm_password.as_bytes();
+        if password.is_empty() {
+            let path = self
+                .settings
+                .socket_path(&self.settings.doveadm_socket_path);
+            return Err(format!(
+                "{} wants a password: set doveadm_password, or give the socket mode=0600",
+                path.display()
+            ));
+        }
+        doveadm_server::append_password(socket.output(), password);
+        socket.flush();
+        Ok(())
     }
 
     /// A connection of its own for a command, which is given back if it has to wait until the server is ready for it.
@@ -327,27 +346,14 @@ impl Replicator {
                     return Some(if goes_on { Turn::Idle } else { Turn::Close });
                 }
                 Ok(Some(Event::Ready)) => {
-                    if let Some(command) = dsync.command.take() {
-                        socket.output().extend_from_slice(&command);
-                        socket.flush();
-                    }
+                    send_command(socket, &mut dsync.command);
                 }
                 Ok(Some(Event::PasswordWanted)) => {
-                    self.doveadm_preauthenticated = Some(false);
-                    let password = self.settings.doveadm_password.as_bytes();
-                    if password.is_empty() {
-                        let path = self
-                            .settings
-                            .socket_path(&self.settings.doveadm_socket_path);
-                        dsync.last_error = format!(
-                            "{} wants a password: set doveadm_password, or give the socket mode=0600",
-                            path.display()
-                        );
+                    if let Err(error) = self.send_password(socket) {
+                        dsync.last_error = error;
                         dsync.outcome = Some(SyncOutcome::NotStarted);
                         return Some(Turn::Close);
                     }
-                    doveadm_server::append_password(socket.output(), password);
-                    socket.flush();
                 }
                 Err(error) => {
                     dsync.last_error = error.to_string();
@@ -543,6 +549,14 @@ impl Replicator {
         for _ in idle..spare {
             replicator_doveadm::append_dsync_status(out, None, &away);
         }
+    }
+}
+
+/// The server is ready for it.
+pub(super) fn send_command(socket: &mut Socket, command: &mut Option<Vec<u8>>) {
+    if let Some(command) = command.take() {
+        socket.output().extend_from_slice(&command);
+        socket.flush();
     }
 }
 

@@ -6,7 +6,7 @@
 
 use log::warn;
 
-use super::dsync::WaitingForState;
+use super::dsync::{WaitingForState, send_command};
 use super::socket::{Input, Socket};
 use super::{Peer, Replicator, Turn};
 use crate::engine::protocol::doveadm_command::{CommandReader, Event};
@@ -137,11 +137,7 @@ impl Replicator {
                 self.syncs.insert(sync, slot);
                 self.put(slot, socket, Peer::MailboxList(list));
             }
-            Err(reason) => {
-                self.free.push(slot);
-                list.last_error = reason;
-                self.finish_mailbox_list(now, list);
-            }
+            Err(reason) => self.not_connected(now, slot, sync, &reason),
         }
     }
 
@@ -187,16 +183,13 @@ impl Replicator {
                     return None;
                 }
                 Ok(Some(Event::Ready)) => {
-                    if let Some(command) = list.command.take() {
-                        socket.output().extend_from_slice(&command);
-                        socket.flush();
-                    }
+                    send_command(socket, &mut list.command);
                 }
                 Ok(Some(Event::PasswordWanted)) => {
-                    self.doveadm_preauthenticated = Some(false);
-                    let password = self.settings.doveadm_password.as_bytes();
-                    doveadm_server::append_password(socket.output(), password);
-                    socket.flush();
+                    if let Err(error) = self.send_password(socket) {
+                        list.last_error = error;
+                        return None;
+                    }
                 }
                 Err(error) => {
                     list.last_error = error.to_string();

@@ -385,9 +385,7 @@ impl Replicator {
                 self.wake_aggregator();
             }
             Peer::Doveadm(client) => {
-                if let Some(command) = client.waits_for() {
-                    self.commands.remove(&command);
-                }
+                self.forget_doveadm(now, &client);
                 self.closed_connections += 1;
             }
             Peer::Dsync(dsync) => self.finish_dsync(now, dsync),
