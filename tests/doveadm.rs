@@ -8,6 +8,7 @@ mod harness;
 use harness::run::{main as run, trial};
 use harness::{DoveadmNode, Implementation, Outcome, PATIENCE, Series, Target, check, wait_for};
 use libtest_mimic::Trial;
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{ExitCode, Output};
@@ -561,6 +562,43 @@ fn hanging_sync_ends(target: &Target, stock: &Target) -> Outcome {
     ours.finish(&[])
 }
 
+/// It would go on to its end at SIGTERM, and the master would log a SIGKILL.
+fn sync_ends_at_once_when_told(target: &Target, stock: &Target) -> Outcome {
+    let (ours, peer) = pair(target, stock, "")?;
+    let silent = TcpListener::bind("127.0.0.1:0")?;
+    let location = format!("tcp:{}", silent.local_addr()?);
+    let mut sync = ours.begin_sync("u1", &["-N", "-l", "30", "-s", "", &location])?;
+    let (mut connection, _) = silent.accept()?;
+    let workers = ours.workers()?;
+    let [worker] = workers.as_slice() else {
+        return Err(format!("workers: {workers:?}").into());
+    };
+    let worker = Pid::from_raw(*worker).ok_or("a pid")?;
+    kill_process(worker, Signal::USR2)?;
+    let mut answer = Vec::new();
+    sync.read_to_end(&mut answer)?;
+    connection.read_to_end(&mut Vec::new())?;
+    check(answer.is_empty(), || text(&answer))?;
+    check(ours.sync("u1", &DEFAULT_DSYNC)? == "+", || ours.log())?;
+    peer.finish(&[])?;
+    ours.finish(&[])
+}
+
+fn sync_that_nobody_waits_for_does_not_begin(target: &Target, stock: &Target) -> Outcome {
+    let (ours, peer) = pair(target, stock, "")?;
+    let silent = TcpListener::bind("127.0.0.1:0")?;
+    silent.set_nonblocking(true)?;
+    let location = format!("tcp:{}", silent.local_addr()?);
+    let answer = ours.abandoned_sync("u1", &["-N", "-l", "30", "-s", "", &location])?;
+    check(answer.contains("-TEMPFAIL"), || answer.clone())?;
+    check(silent.accept().is_err(), || {
+        "the peer was called".to_owned()
+    })?;
+    check(ours.sync("u1", &DEFAULT_DSYNC)? == "+", || ours.log())?;
+    peer.finish(&[])?;
+    ours.finish(&[])
+}
+
 /// What a trial does on our target with one of 2.3.
 type Case = fn(&Target, &Target) -> Outcome;
 
@@ -592,7 +630,7 @@ fn main() -> ExitCode {
         };
         for release in ["2.3.19.1", "2.3.13"] {
             let stock = find(release, Implementation::Stock);
-            let cases: [(&str, Case); 7] = [
+            let cases: [(&str, Case); 9] = [
                 ("prints_what_stock_prints", |ours, stock| {
                     prints_the_same(ours, stock, &AS_STOCK)?;
                     match ours.version.as_str() {
@@ -620,6 +658,11 @@ fn main() -> ExitCode {
                 (
                     "hanging_sync_ends_when_its_client_gives_up",
                     hanging_sync_ends,
+                ),
+                ("sync_ends_at_once_when_told", sync_ends_at_once_when_told),
+                (
+                    "sync_that_nobody_waits_for_does_not_begin",
+                    sync_that_nobody_waits_for_does_not_begin,
                 ),
             ];
             for (name, case) in cases {

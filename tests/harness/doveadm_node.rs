@@ -1,7 +1,7 @@
 //! A Dovecot of which only doveadm matters: no mail protocol, a fake replicator, and `service doveadm` on a unix socket,
 //! a port and, on 2.4, HTTP.
 
-use super::node::MAIL_USER;
+use super::node::{MAIL_USER, child_processes};
 use super::ports::Port;
 use super::{FakeReplicator, Outcome, PATIENCE, Series, Target, check, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
@@ -28,6 +28,12 @@ pub struct DoveadmNode {
     port: Port,
     http: Port,
     master: Option<Child>,
+}
+
+/// What a client says first.
+fn sync_request(user: &str, arguments: &[&str]) -> String {
+    let fields = [&["", user, "sync"], arguments].concat().join("\t");
+    format!("VERSION\tdoveadm-server\t1\t0\n{fields}\n")
 }
 
 impl DoveadmNode {
@@ -276,8 +282,7 @@ namespace inbox {{
         let stream = UnixStream::connect(self.path("run/doveadm-server"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut reader = BufReader::new(stream);
-        let fields = [&["", user, "sync"], arguments].concat().join("\t");
-        let request = format!("VERSION\tdoveadm-server\t1\t0\n{fields}\n");
+        let request = sync_request(user, arguments);
         reader.get_mut().write_all(request.as_bytes())?;
         let mut greeting = String::new();
         reader.read_line(&mut greeting)?;
@@ -297,6 +302,29 @@ namespace inbox {{
         reader.read_line(&mut state)?;
         reader.read_line(&mut result)?;
         Ok(result.trim_end().to_owned())
+    }
+
+    /// Has a client ask for a `sync` and say no more before it is served; gives all that is answered.
+    ///
+    /// # Errors
+    /// When the server is not there.
+    pub fn abandoned_sync(&self, user: &str, arguments: &[&str]) -> Outcome<String> {
+        let mut stream = UnixStream::connect(self.path("run/doveadm-server"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(sync_request(user, arguments).as_bytes())?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// The pids of its doveadm-server's workers.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn workers(&self) -> Outcome<Vec<i32>> {
+        let master = self.master.as_ref().ok_or("not started")?.id();
+        child_processes(master, "doveadm-server")
     }
 
     /// Has the sync's client say no more; it still reads.

@@ -134,6 +134,20 @@ pub struct Node {
     ends_at: Mutex<Option<usize>>,
 }
 
+/// The pids of a process's children that are called `name`.
+///
+/// # Errors
+/// When it is gone.
+pub fn child_processes(parent: u32, name: &str) -> Outcome<Vec<i32>> {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+    let called = |pid: &&str| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
+        comm.is_ok_and(|comm| comm.trim_end() == name)
+    };
+    let pids = children.split_whitespace().filter(called);
+    Ok(pids.filter_map(|pid| pid.parse().ok()).collect())
+}
+
 impl Node {
     /// A node of `target` that is still to be set up.
     #[must_use]
@@ -631,13 +645,7 @@ impl Node {
     /// When the node is finished.
     pub fn processes(&self, name: &str) -> Outcome<Vec<i32>> {
         let master = Self::lock(&self.master).as_ref().ok_or("finished")?.id();
-        let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
-        let called = |pid: &&str| {
-            let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
-            comm.is_ok_and(|comm| comm.trim_end() == name)
-        };
-        let pids = children.split_whitespace().filter(called);
-        Ok(pids.filter_map(|pid| pid.parse().ok()).collect())
+        child_processes(master, name)
     }
 
     fn logged_in(&self, user: &str) {

@@ -9,7 +9,7 @@
 //! - `sync -U` of such a user ends before it calls the peer, and survives a peer that answers NOREPLICATE.
 //! - A doveadm-server process is root again after each, so that it can serve the next user. `sync -s` tells its client so: the
 //!   replicator then gives the process its next one too, and spares both a new connection and a new process.
-//! - `sync -U` ends when it stands still and its client is gone (see `watchdog`). On 2.4 any `sync` does, for the replicator
+//! - `sync -U` ends when it stands still and its client is gone, and does not begin without one (see `watchdog`). On 2.4 any `sync` does, for the replicator
 //!   does not give it a `-U` that a doveadm without this module would refuse.
 //! - `sync -d` on 2.4 syncs with the user's `mail_replica`, as on 2.3.
 //!
@@ -72,6 +72,8 @@ struct Wrapped {
     gets_state: bool,
     /// The user is marked noreplicate: nothing is to be done.
     refused: bool,
+    /// Nobody waits for it any more: nothing is to be done.
+    abandoned: bool,
     /// Root when it began: then it is root again when it ends.
     began_as_root: bool,
     /// The group that it had then.
@@ -141,6 +143,7 @@ fn adopt(context: *mut Context, kind: Kind) {
         destination_is_open: false,
         gets_state: false,
         refused: false,
+        abandoned: false,
         began_as_root: false,
         // SAFETY: no precondition.
         began_with_gid: unsafe { libc::getegid() },
@@ -249,7 +252,12 @@ fn before_privileges_are_dropped(
     }
     match (kind, served) {
         (Kind::Sync, true) if notify || version::WATCHES_EVERY_SYNC => {
-            watchdog::arm(client_fd(context));
+            let client = client_fd(context);
+            if watchdog::has_hung_up(client) {
+                with(context, |w| w.abandoned = true);
+                return true;
+            }
+            watchdog::arm(client);
         }
         (Kind::Server, false) if notify && version::notifies_for_command_line() => {
             let replicator = connect_to_replicator();
@@ -354,7 +362,10 @@ fn say_ready(context: *mut Context) {
 
 /// The exit code with which the command ends before it begins.
 fn refusal(context: *mut Context) -> Option<c_int> {
-    let (kind, refused) = with(context, |w| (w.kind, w.refused))?;
+    let (kind, refused, abandoned) = with(context, |w| (w.kind, w.refused, w.abandoned))?;
+    if abandoned {
+        return Some(EX_TEMPFAIL);
+    }
     if refused {
         return Some(match kind {
             Kind::Sync => version::REFUSED_SYNC,

@@ -9,6 +9,8 @@
 //! - after [`ORPHANED_STILL_TICKS_MAX`] seconds if the client is gone: the replicator was killed or restarted, and the
 //!   peer may only be slow in saving what it got.
 //!
+//! `SIGUSR2` ends it at once, and one whose client has hung up before it began does not begin.
+//!
 //! Everything that dsync wrote is safe against that, as against SIGKILL, and the connection to the peer closes.
 //!
 //! No thread, and no work while the client is there. The handler only makes async-signal-safe calls. The signal restarts
@@ -30,6 +32,9 @@ const ORPHANED_STILL_TICKS_MAX: u32 = 60;
 
 const TICK_SECS: libc::time_t = 1;
 
+/// The replicator's order to end in the midst of the sync. Dovecot's doveadm has no use for it.
+const END_AT_ONCE: libc::c_int = libc::SIGUSR2;
+
 /// The kernel's command for the signal of O_ASYNC; libc has no name for it on every target.
 const F_SETSIG: libc::c_int = 10;
 
@@ -50,6 +55,11 @@ fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 5
 }
 
+/// Whether the client hung up before the sync began.
+pub fn has_hung_up(fd: RawFd) -> bool {
+    fd >= 0 && hang_up_events(fd) != 0
+}
+
 /// Watches the client on `fd` until [`disarm`]. Without effect where the kernel refuses.
 pub fn arm(fd: RawFd) {
     if fd < 0 || CLIENT_FD.load(Relaxed) >= 0 || !install_handler() || !create_timer() {
@@ -67,7 +77,7 @@ pub fn arm(fd: RawFd) {
         return;
     }
     // A client that hung up before the line above sends no signal any more.
-    on_signal();
+    on_signal(false);
 }
 
 /// Stops watching; the connection is as it was.
@@ -89,6 +99,8 @@ pub fn deinit() {
         unsafe { libc::timer_delete(timer.cast()) };
         // SAFETY: SIG_IGN is always a valid disposition.
         unsafe { libc::signal(signal(), libc::SIG_IGN) };
+        // SAFETY: as above.
+        unsafe { libc::signal(END_AT_ONCE, libc::SIG_IGN) };
     }
 }
 
@@ -105,8 +117,10 @@ fn install_handler() -> bool {
     let mut action: libc::sigaction = unsafe { zeroed() };
     action.sa_sigaction = handle_signal as extern "C" fn(libc::c_int) as usize;
     action.sa_flags = libc::SA_RESTART;
-    // SAFETY: both pointers are valid or null, the handler lives until `deinit` has replaced it.
-    unsafe { libc::sigaction(signal(), &raw const action, ptr::null_mut()) == 0 }
+    [signal(), END_AT_ONCE].into_iter().all(|signo| {
+        // SAFETY: both pointers are valid or null, the handler lives until `deinit` has replaced it.
+        unsafe { libc::sigaction(signo, &raw const action, ptr::null_mut()) == 0 }
+    })
 }
 
 fn create_timer() -> bool {
@@ -178,21 +192,25 @@ fn send_signals(fd: RawFd, on: bool) -> bool {
     signal_set && owner_set && flags_set
 }
 
-extern "C" fn handle_signal(_signo: libc::c_int) {
+extern "C" fn handle_signal(signo: libc::c_int) {
     // SAFETY: errno of this thread; the interrupted code must find it as it was.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: the location is valid as long as the thread.
     let saved = unsafe { *errno };
-    on_signal();
+    on_signal(signo == END_AT_ONCE);
     // SAFETY: as above.
     unsafe { *errno = saved };
 }
 
 /// Async-signal-safe: atomics, poll, pread, timer_settime and _exit, nothing else.
-fn on_signal() {
+fn on_signal(end_at_once: bool) {
     let fd = CLIENT_FD.load(Relaxed);
     if fd < 0 {
         return;
+    }
+    if end_at_once {
+        // SAFETY: async-signal-safe, does not return.
+        unsafe { libc::_exit(0) };
     }
     let events = hang_up_events(fd);
     if !CLIENT_HUNG_UP.load(Relaxed) {
