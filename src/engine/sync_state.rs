@@ -57,6 +57,12 @@ fn encoded(mut body: Vec<u8>) -> Vec<u8> {
     STANDARD.encode(&body).into_bytes()
 }
 
+/// Whether the state is one of a user without mailboxes.
+#[must_use]
+pub fn has_no_mailbox(state: &[u8]) -> bool {
+    body_of(state).is_some_and(|body| body.len() == HEADER)
+}
+
 /// The state with these mailboxes added that it does not have, as ones without a common mail: all that one side does
 /// not have is new. Of a mailbox that is not in the state dsync looks for common mails by itself, and may take a mail for expunged.
 /// `state` may be empty. None: this is no state that we know, or it would be too long.
@@ -163,6 +169,8 @@ mod tests {
         let wanted = [body(&[], 0), record(7, 1, 1), record(8, 2, 12)].concat();
         assert_eq!(with_mailboxes(b"", &mailboxes), Some(encoded(&wanted)));
         assert_eq!(with_mailboxes(b"AAAAAA==", &mailboxes), None);
+        assert!(has_no_mailbox(&encoded(&body(&[], 0))));
+        assert!(!has_no_mailbox(&state) && !has_no_mailbox(b""));
         let guid = |number: u32| u128::from(number).to_be_bytes();
         let many: Vec<Mailbox> = (0..100_000)
             .map(|number| mailbox(guid(number), 1, 1))

@@ -74,6 +74,8 @@ pub enum Action {
         sync: SyncId,
         /// Why, for the administrator.
         reason: String,
+        /// Without the time to end by itself.
+        at_once: bool,
     },
     /// Every line of this connection up to and including `line` is safe: send `A\t<line>`.
     Acknowledge {

@@ -42,7 +42,8 @@ impl Replicator {
     /// It would only wait for its lock.
     pub(super) fn is_put_off(&self, id: RowId) -> bool {
         let row = self.users.row(id);
-        row.is_some_and(|row| row.mailboxes() != Mailboxes::AsTheyAre) && self.is_served(id)
+        row.is_some_and(|row| !row.has_state || row.mailboxes() != Mailboxes::AsTheyAre)
+            && self.is_served(id)
     }
 
     fn is_served(&self, id: RowId) -> bool {
@@ -93,10 +94,10 @@ impl Replicator {
         let waited = self.running.get(&sync).is_some_and(|running| {
             // A peer's sync that waited in vain for a lock of ours has waited longer.
             let is_young = now.mono.since(running.begun) < self.config.lock_timeout * 5 / 6;
-            running.full && !running.from_state && is_young
+            running.mailboxes == Mailboxes::AsTheyAre && is_young
         });
         if waited {
-            self.abort(sync, "A sync of the peer was cut off before this full one");
+            self.abort(sync, "A sync of the peer was cut off before this one", true);
         }
     }
 }

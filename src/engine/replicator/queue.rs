@@ -77,6 +77,8 @@ pub(super) struct Work {
     pub(super) full_tried: bool,
     /// The mailboxes do not match the state: a full sync is to make it anew. Should that be cut off, there is nothing better.
     pub(super) state_doubted: bool,
+    /// Syncs in a row that did not go on from the mailboxes put into the state with their last modseq.
+    pub(super) refusals: u8,
     /// Nothing has helped.
     pub(super) stuck: bool,
     pub(super) reason: Box<str>,

@@ -91,7 +91,7 @@ impl Replicator {
             .map(|(sync, _)| *sync)
             .collect();
         for sync in stalled {
-            self.abort(sync, PEER_IS_AWAY);
+            self.abort(sync, PEER_IS_AWAY, false);
         }
         let reason = self.peers.get(peer).map_or("", |peer| &peer.reason);
         let waiting = waiting.len();
@@ -145,11 +145,11 @@ impl Replicator {
             deadline.as_secs()
         );
         for sync in late {
-            self.abort(sync, &text);
+            self.abort(sync, &text, false);
         }
         for (sync, peer) in stalled {
             if self.peers.is_down(peer) {
-                self.abort(sync, PEER_IS_AWAY);
+                self.abort(sync, PEER_IS_AWAY, false);
             } else {
                 self.suspect(now, peer);
             }
@@ -171,12 +171,16 @@ impl Replicator {
         checks.min()
     }
 
-    pub(super) fn abort(&mut self, sync: SyncId, reason: &str) {
+    pub(super) fn abort(&mut self, sync: SyncId, reason: &str, at_once: bool) {
         if let Some(running) = self.running.get_mut(&sync) {
             running.aborted = Some(reason.into());
             self.totals.syncs_aborted += 1;
             let reason = reason.to_owned();
-            self.actions.push_back(Action::AbortSync { sync, reason });
+            self.actions.push_back(Action::AbortSync {
+                sync,
+                reason,
+                at_once,
+            });
         }
     }
 }

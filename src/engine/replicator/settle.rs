@@ -100,6 +100,10 @@ impl Replicator {
             self.keep_state(id, state.to_vec());
             return self.touch(id);
         }
+        if !is_running && !state.is_empty() && row.cut == Cut::RefusedOnce {
+            // The peer's has gone on from the mailboxes, or from what there was to go on from: nothing is half over.
+            row.cut = Cut::Refused;
+        }
         if is_running || state.is_empty() || row.peer.is_none() || !(full || row.has_state) {
             return self.mark_stale(id);
         }

@@ -16,10 +16,13 @@ use super::users::{Cut, RowId, UserId};
 use super::waiters::{Turn, Whom};
 use super::{Busy, Replicator, Why};
 use crate::engine::Priority;
+use crate::engine::sync_state::has_no_mailbox;
 use crate::engine::time::{Mono, Now};
 
 /// After this many failures in a row the administrator is told.
 const FAILURES_REPORTED: u32 = 3;
+/// So often mailboxes are put into the state with their last modseq: a second or two, in which the peer may do it.
+const REFUSALS_MAX: u8 = 5;
 /// The pause after what only an administrator can mend.
 const ADMIN_PAUSE: Duration = Duration::from_secs(60 * 60);
 
@@ -35,7 +38,7 @@ pub(super) struct Running {
     pub(super) forced: bool,
     /// It is full and begins from the state.
     pub(super) from_state: bool,
-    mailboxes: Mailboxes,
+    pub(super) mailboxes: Mailboxes,
     /// It looks at all mails without `-f`, and not at flags of mails that both nodes have.
     begun_from_mailboxes: bool,
     /// What the row was before it began, to be so again unless it is a success.
@@ -237,10 +240,7 @@ impl Replicator {
         }
         if let SyncOutcome::Changed { state } = outcome {
             match state.is_empty() {
-                true => {
-                    self.end_refused(running);
-                    self.doubt_state(running, "the mailboxes do not match it");
-                }
+                true => self.end_refused(running, "the mailboxes do not match it"),
                 false => {
                     self.keep_state(id, state);
                     self.came_through(id);
@@ -277,8 +277,10 @@ impl Replicator {
             }
             SyncOutcome::Usage | SyncOutcome::NoPerm => Pause::Admin,
             SyncOutcome::StateRefused => {
-                self.end_refused(running);
-                self.doubt_state(running, &text);
+                self.end_refused(running, &text);
+                if running.mailboxes != Mailboxes::AsTheyAre {
+                    return self.changed(now, running, &text);
+                }
                 Pause::Growing
             }
             SyncOutcome::PeerUnreachable => Pause::Away,
@@ -303,24 +305,46 @@ impl Replicator {
         }
     }
 
-    /// It may be the mailboxes put into the state that dsync refuses, as it does where it has their first changes no more.
-    fn end_refused(&mut self, running: &Running) {
-        if let Some(row) = self.users.row_mut(running.row) {
+    /// The peer, or dsync itself, will not go on from the state. Mailboxes put into it may be to blame: dsync refuses them where it has their
+    /// first changes no more, or has not come to their last. The node that is behind has a last that both have had.
+    fn end_refused(&mut self, running: &Running, reason: &str) {
+        let id = running.row;
+        if running.mailboxes == Mailboxes::AfterRefusal {
+            let work = self.queue.work_mut(id);
+            work.refusals = work.refusals.saturating_add(1);
+            if work.refusals < REFUSALS_MAX {
+                return;
+            }
+            // Another way is gone now.
+            work.changes = 0;
+        }
+        if let Some(row) = self.users.row_mut(id) {
             row.cut = match running.mailboxes {
                 Mailboxes::AsTheyAre => row.cut,
                 Mailboxes::AfterCut => Cut::RefusedOnce,
                 Mailboxes::AfterRefusal => Cut::Refused,
             };
         }
+        // Of a state that is doubted already the mailboxes are to blame.
+        if running.mailboxes != Mailboxes::AfterCut || !self.is_state_doubted(id) {
+            self.doubt_state(running, reason);
+        }
     }
 
+    /// One from before the user's first mailbox is as good as none.
     pub(super) fn keep_state(&mut self, id: RowId, state: Vec<u8>) {
+        let state = match has_no_mailbox(&state) {
+            true => Vec::new(),
+            false => state,
+        };
         if let Some(row) = self.users.row_mut(id) {
             row.has_state = !state.is_empty();
             row.cut = Cut::No;
         }
-        if self.is_state_doubted(id) {
-            self.queue.work_mut(id).state_doubted = false;
+        if self.queue.work(id).is_some() {
+            let work = self.queue.work_mut(id);
+            work.state_doubted = false;
+            work.refusals = 0;
         }
         let change = match state.is_empty() {
             false => StateChange::Set(state),

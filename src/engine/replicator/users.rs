@@ -34,7 +34,7 @@ pub(super) enum Cut {
     Known,
     /// And dsync did not go on from the mailboxes as they were put into the state, with their first modseq.
     RefusedOnce,
-    /// Nor with their last.
+    /// Nor, again and again, with their last; or the peer has synced the user.
     Refused,
 }
 

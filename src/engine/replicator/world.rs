@@ -501,6 +501,7 @@ impl World {
 
     pub(super) fn peer_ends(&mut self, username: &str, cut_off: bool) {
         let (now, name) = (self.now, username.as_bytes());
+        self.served.remove(username);
         if cut_off {
             self.peer_failed(username);
             self.engine.handle_peers_sync_cut_off(now, name);
@@ -748,7 +749,8 @@ impl World {
                     "a full sync of {key:?} without its mailboxes after one that was cut off"
                 );
                 assert!(
-                    mailboxes == Mailboxes::AsTheyAre || !self.served.contains(&dsync.username),
+                    mailboxes == Mailboxes::AsTheyAre && has_state
+                        || !self.served.contains(&dsync.username),
                     "{dsync:?} while the peer's is served"
                 );
                 assert_eq!(self.sync_of(&dsync.username), None, "two syncs of a user");

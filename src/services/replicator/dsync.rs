@@ -11,6 +11,7 @@ use log::warn;
 use mio::Token;
 
 use super::idle::{SYNCS_MAX, Worker};
+use super::process::End;
 use super::socket::{Input, Socket};
 use super::{Peer, Replicator, Turn, process};
 use crate::engine::protocol::doveadm_server::{self, Code, Event, Reply};
@@ -70,6 +71,7 @@ pub(super) struct Dsync {
 
 struct Aborting {
     next_step: Mono,
+    at_once: bool,
     killed: bool,
 }
 
@@ -96,6 +98,12 @@ impl Dsync {
             outcome: None,
             aborting: None,
         }
+    }
+
+    fn is_to_end_at_once(&self) -> bool {
+        self.aborting
+            .as_ref()
+            .is_some_and(|aborting| aborting.at_once)
     }
 
     pub(super) const fn worker(&self) -> &Worker {
@@ -268,6 +276,9 @@ impl Replicator {
             let input = if dsync.worker.pid.is_none() {
                 let (input, pid) = socket.read_with_sender(&mut buffer);
                 dsync.worker.pid = pid;
+                if let Some(pid) = pid.filter(|_| dsync.is_to_end_at_once()) {
+                    process::end(pid, End::AtOnce);
+                }
                 input
             } else {
                 socket.read(&mut buffer)
@@ -407,7 +418,7 @@ impl Replicator {
         self.finish_sync(now, dsync.sync, outcome, &reason);
     }
 
-    pub(super) fn abort_sync(&mut self, now: Now, sync: SyncId, reason: &str) {
+    pub(super) fn abort_sync(&mut self, now: Now, sync: SyncId, reason: &str, at_once: bool) {
         if self.waiting_for_state.remove(&sync).is_some() {
             self.finish_sync(now, sync, SyncOutcome::Timeout, "");
             return;
@@ -425,16 +436,22 @@ impl Replicator {
             self.finish_sync(now, sync, SyncOutcome::Timeout, "");
             return;
         }
-        // With our module the worker sees this and ends by itself, quietly.
+        // With our module the worker sees this and ends by itself, quietly; or does not begin.
         connection.socket.shutdown_write();
         let Peer::Dsync(dsync) = &mut connection.peer else {
             return;
         };
-        let is_ending = dsync.worker.pid.is_some_and(|pid| process::end(pid, false));
-        let process = match dsync.worker.pid.filter(|_| is_ending) {
+        let how = match at_once {
+            true => End::AtOnce,
+            false => End::Asked,
+        };
+        let has_process = dsync.worker.pid.is_some_and(|pid| process::end(pid, how));
+        let process = match dsync.worker.pid.filter(|_| has_process) {
             Some(pid) => format!(" and its process {pid}"),
             None => String::new(),
         };
+        // The process is known when it greets.
+        let is_ending = has_process || at_once && dsync.worker.pid.is_none();
         warn!(
             "{}: {reason}: the connection of its dsync{process} will be ended",
             printable(&dsync.username)
@@ -445,6 +462,7 @@ impl Replicator {
             } else {
                 now.mono
             },
+            at_once,
             killed: !is_ending,
         });
         self.aborting.push(sync);
@@ -477,7 +495,7 @@ impl Replicator {
             if aborting.next_step > now.mono {
                 continue;
             }
-            if !aborting.killed && pid.is_some_and(|pid| process::end(pid, true)) {
+            if !aborting.killed && pid.is_some_and(|pid| process::end(pid, End::Killed)) {
                 aborting.killed = true;
                 aborting.next_step = now.mono + (GIVE_UP_AFTER - KILL_AFTER);
                 continue;

@@ -466,7 +466,11 @@ impl Replicator {
                 };
                 self.start_sync(now, sync, waiting, has_state);
             }
-            Action::AbortSync { sync, reason } => self.abort_sync(now, sync, &reason),
+            Action::AbortSync {
+                sync,
+                reason,
+                at_once,
+            } => self.abort_sync(now, sync, &reason, at_once),
             Action::Acknowledge { connection, line } => {
                 if let Some(&slot) = self.aggregators.get(&connection) {
                     self.acknowledge(slot, line);

@@ -28,9 +28,23 @@ fn is_doveadm(pid: i32) -> bool {
         .is_ok_and(|name| name.trim_end().starts_with("doveadm"))
 }
 
+/// How a process is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// As the master would; doveadm may finish its sync first.
+    Asked,
+    /// In the midst of its sync. With our module it ends without the master's noting that it was killed.
+    AtOnce,
+    Killed,
+}
+
 /// Sends a signal to a doveadm process and to the processes that it started (`ssh`). True if it was there.
-pub(super) fn end(pid: i32, kill: bool) -> bool {
-    let signal = if kill { Signal::KILL } else { Signal::TERM };
+pub(super) fn end(pid: i32, how: End) -> bool {
+    let signal = match how {
+        End::Asked => Signal::TERM,
+        End::AtOnce => Signal::USR2,
+        End::Killed => Signal::KILL,
+    };
     if !is_doveadm(pid) {
         return false;
     }
@@ -62,7 +76,7 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        assert!(!end(pid, true));
+        assert!(!end(pid, End::Killed));
         assert_eq!(child.try_wait().unwrap(), None);
         child.kill().unwrap();
         child.wait().unwrap();

@@ -153,17 +153,44 @@ fn how_begun(world: &World) -> Vec<Begun> {
 
 /// Without a state there is no other sync than a full one, which takes a mail that is half over for one that was expunged.
 #[test]
-fn state_in_doubt_is_begun_from_after_a_cut_and_is_forgotten_if_it_is_refused_again() {
+fn state_in_doubt_is_begun_from_after_a_cut_and_is_forgotten_if_it_is_refused_again_and_again() {
     let mut world = world(1);
     world.change("u0", Priority::High);
     let stale = SyncOutcome::Changed { state: Vec::new() };
     end_each(&mut world, &stale, 1);
     end_each(&mut world, &SyncOutcome::Eof, 1);
+    end_each(&mut world, &stale, 6);
+    assert!(how_begun(&world)[2..].starts_with(&[FULL_FROM_STATE; 6]));
+    let mailboxes: Vec<Mailboxes> = world.started.iter().map(|sync| sync.mailboxes).collect();
+    let wanted = [
+        [Mailboxes::AfterCut; 1].as_slice(),
+        &[Mailboxes::AfterRefusal; 5],
+    ]
+    .concat();
+    assert_eq!(mailboxes[2..8], wanted);
     end_each(&mut world, &stale, 1);
     world.settle();
     let last = (true, false, false);
-    assert_eq!(how_begun(&world), [FAST, FULL, FULL_FROM_STATE, last, FULL]);
+    assert!(how_begun(&world).contains(&last));
     assert_eq!(said(&world, Level::Info, "The sync state is forgotten"), 1);
+    world.check_converged(&Default::default());
+}
+
+/// The peer, which is behind, can begin from the last modseqs that it has: both have had them.
+#[test]
+fn mailboxes_that_were_refused_are_left_out_when_the_peer_has_synced_the_user() {
+    let mut world = world(1);
+    world.change("u0", Priority::High);
+    end_each(&mut world, &SyncOutcome::Eof, 1);
+    let stale = SyncOutcome::Changed { state: Vec::new() };
+    end_each(&mut world, &stale, 1);
+    assert_eq!(world.started[2].mailboxes, Mailboxes::AfterRefusal);
+    let sync = world.sync_of("u0").expect("runs");
+    world.finish(sync, stale);
+    world.peer_syncs("u0", false, true);
+    time_to_next_sync(&mut world);
+    assert_eq!(world.started[3].mailboxes, Mailboxes::AsTheyAre);
+    world.settle();
     world.check_converged(&Default::default());
 }
 

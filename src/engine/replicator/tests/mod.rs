@@ -13,6 +13,7 @@ mod failures;
 mod healing;
 mod locks;
 mod peers;
+mod peers_syncs;
 mod schedule;
 mod settle;
 mod users;

@@ -200,14 +200,10 @@ fn no_full_sync_follows_one_that_was_cut_off_before_a_fast_one_came_through() {
 
 #[test]
 fn state_that_the_peer_tells_during_a_first_sync_is_begun_from_if_that_is_cut_off() {
-    let mut world = rested();
+    let mut world = World::new(Config::default());
+    world.add_account("u0", &["tcp:peer"]);
     world.change("u0", Priority::Low);
-    let without = SyncOutcome::Changed { state: Vec::new() };
-    for outcome in [without.clone(), SyncOutcome::Eof, without] {
-        let sync = world.sync_of("u0").expect("runs");
-        world.finish(sync, outcome);
-        time_to_next_sync(&mut world);
-    }
+    world.settle_but_syncs();
     let sync = world.sync_of("u0").expect("runs");
     assert!(world.syncs[&sync].full && world.syncs[&sync].state.is_none());
     world.peer_syncs("u0", true, true);
