@@ -482,6 +482,9 @@ fn full_after_the_peers(target: &Target, end: End) -> Outcome {
         .start()?;
     deliver(&pair.a, "u1", "first")?;
     pair.wait_equal(&["u1"], PATIENCE)?;
+    // b's first sync may be from before the mail: its state is to have INBOX.
+    pair.b
+        .doveadm(&["replicator", "replicate", "-p", "high", "u1"])?;
     pair.wait_idle()?;
     let counted = || -> Outcome<[u64; 2]> {
         let count = |name| metric(&pair.b, name);
@@ -531,9 +534,39 @@ fn full_after_the_peers(target: &Target, end: End) -> Outcome {
     finish(pair)
 }
 
-/// The first sync of a user who gets mail on both nodes is cut off after so many bytes: what is half over then is not taken for expunged by
-/// the next one, although there is no state to begin from.
-fn first_sync_is_cut_off(target: &Target, format: Format) -> Outcome {
+/// Which syncs are cut off, of mailboxes that both nodes have and whose mails no sync has brought over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CutOff {
+    /// The first of one node: of INBOX.
+    First,
+    /// The first of both nodes, begun at the same moment: one waits for the other's lock.
+    FirstOfBoth,
+    /// The next of both nodes: of a mailbox that the state does not have.
+    NextOfBoth,
+}
+
+impl CutOff {
+    const ALL: [Self; 3] = [Self::First, Self::FirstOfBoth, Self::NextOfBoth];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::First => "first_sync_that_is_cut_off_loses_no_mail",
+            Self::FirstOfBoth => "first_syncs_that_are_cut_off_at_once_lose_no_mail",
+            Self::NextOfBoth => "syncs_of_a_new_mailbox_that_are_cut_off_at_once_lose_no_mail",
+        }
+    }
+
+    const fn mailbox(self) -> &'static str {
+        match self {
+            Self::First | Self::FirstOfBoth => "INBOX",
+            Self::NextOfBoth => "New",
+        }
+    }
+}
+
+/// Syncs are cut off after so many bytes: what is half over then is not taken for expunged by the next one, although the state says nothing of
+/// the mailbox.
+fn sync_is_cut_off(target: &Target, format: Format, which: CutOff) -> Outcome {
     const MAILS: usize = 8;
     let pair = Pair::of(target)
         .format(format)
@@ -542,7 +575,22 @@ fn first_sync_is_cut_off(target: &Target, format: Format) -> Outcome {
         .crashes_only()
         .start()?;
     pair.wait_idle()?;
-    let failed = metric(&pair.a, "syncs_failed")?;
+    if which == CutOff::NextOfBoth {
+        let mut lmtp = pair.a.lmtp()?;
+        lmtp.deliver(&USERS, &message("before"))?;
+        lmtp.quit()?;
+        pair.wait_equal(&USERS, PATIENCE)?;
+        pair.wait_idle()?;
+    }
+    // Of b only where it goes on.
+    let failures = || -> Outcome<u64> {
+        let of_a = metric(&pair.a, "syncs_failed")?;
+        match which {
+            CutOff::First => Ok(of_a),
+            CutOff::FirstOfBoth | CutOff::NextOfBoth => Ok(of_a + metric(&pair.b, "syncs_failed")?),
+        }
+    };
+    let before = failures()?;
     let signal = |node: &Node, signal| {
         let mut pids = node.processes("replicator")?.into_iter();
         pids.try_for_each(|pid| node.signal(pid, signal))
@@ -552,13 +600,16 @@ fn first_sync_is_cut_off(target: &Target, format: Format) -> Outcome {
     }
     let body = "a line of a mail that takes a while on the wire\r\n".repeat(2_000);
     let nodes = [(&pair.a, "on-a"), (&pair.b, "on-b")];
-    for _ in 0..MAILS {
+    for user in USERS {
         for (node, subject) in nodes {
-            for user in USERS {
-                let mut lmtp = node.lmtp()?;
-                lmtp.deliver(&[user], &(message(subject) + &body))?;
-                lmtp.quit()?;
+            let mut imap = node.imap(user)?;
+            if which == CutOff::NextOfBoth {
+                imap.create(which.mailbox())?;
             }
+            for _ in 0..MAILS {
+                imap.append(which.mailbox(), &(message(subject) + &body))?;
+            }
+            imap.logout()?;
         }
     }
     // A mail has 98,000.
@@ -566,22 +617,27 @@ fn first_sync_is_cut_off(target: &Target, format: Format) -> Outcome {
     let links = |link| pair.proxies.iter().for_each(|proxy| proxy.set(link));
     links(Link::CutAfter(bytes));
     signal(&pair.a, Signal::CONT)?;
+    if which != CutOff::First {
+        signal(&pair.b, Signal::CONT)?;
+    }
     wait_for("syncs that are cut off", PATIENCE, || {
-        Ok((metric(&pair.a, "syncs_failed")? >= failed + 3).then_some(()))
+        Ok((failures()? >= before + 3).then_some(()))
     })?;
-    // b hears of them before it can begin one.
-    links(Link::Cut);
-    signal(&pair.b, Signal::CONT)?;
-    wait_for("b, which looks for its peer", PATIENCE, || {
-        let peers = pair.b.doveadm(&["-f", "tab", "replicator", "peers"])?;
-        Ok(peers.contains("\tdown\t").then_some(()))
-    })?;
+    if which == CutOff::First {
+        // b hears of them before it can begin one.
+        links(Link::Cut);
+        signal(&pair.b, Signal::CONT)?;
+        wait_for("b, which looks for its peer", PATIENCE, || {
+            let peers = pair.b.doveadm(&["-f", "tab", "replicator", "peers"])?;
+            Ok(peers.contains("\tdown\t").then_some(()))
+        })?;
+    }
     links(Link::Up);
     pair.wait_equal(&USERS, PATIENCE)?;
     for user in USERS {
         for (node, _) in nodes {
             let mut imap = node.imap(user)?;
-            imap.ok("EXAMINE INBOX")?;
+            imap.ok(&format!("EXAMINE {}", which.mailbox()))?;
             for (_, subject) in nodes {
                 let found = imap.ok(&format!("SEARCH SUBJECT {subject}"))?.concat();
                 let found = found.split_whitespace().skip(2).count();
@@ -620,11 +676,13 @@ fn main() -> ExitCode {
             let of = target.clone();
             let name = format!("first_login_without_mail_{}", format.name());
             trials.push(trial(target, &name, move || first_look(&of, &of, format)));
-            let of = target.clone();
-            let name = format!("first_sync_that_is_cut_off_loses_no_mail_{}", format.name());
-            trials.push(trial(target, &name, move || {
-                first_sync_is_cut_off(&of, format)
-            }));
+            for which in CutOff::ALL {
+                let of = target.clone();
+                let name = format!("{}_{}", which.name(), format.name());
+                trials.push(trial(target, &name, move || {
+                    sync_is_cut_off(&of, format, which)
+                }));
+            }
         }
         let scenarios: [(&str, Scenario); 11] = [
             (
