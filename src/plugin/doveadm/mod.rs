@@ -20,6 +20,7 @@ pub fn init() {
     dovecot_log::init(LevelFilter::Info);
     silence_panic_hook();
     commands::register();
+    watchdog::init();
     dsync::wrap_commands();
 }
 

@@ -55,6 +55,11 @@ fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 5
 }
 
+/// The order to end may come before a sync is watched: then there is nothing to end.
+pub fn init() {
+    install_handler(END_AT_ONCE);
+}
+
 /// Whether the client hung up before the sync began.
 pub fn has_hung_up(fd: RawFd) -> bool {
     fd >= 0 && hang_up_events(fd) != 0
@@ -62,7 +67,7 @@ pub fn has_hung_up(fd: RawFd) -> bool {
 
 /// Watches the client on `fd` until [`disarm`]. Without effect where the kernel refuses.
 pub fn arm(fd: RawFd) {
-    if fd < 0 || CLIENT_FD.load(Relaxed) >= 0 || !install_handler() || !create_timer() {
+    if fd < 0 || CLIENT_FD.load(Relaxed) >= 0 || !install_handler(signal()) || !create_timer() {
         return;
     }
     let Ok(io) = File::open("/proc/self/io") else {
@@ -93,14 +98,14 @@ pub fn disarm() {
 /// Makes a late signal harmless: the handler is about to be unmapped.
 pub fn deinit() {
     disarm();
+    // SAFETY: SIG_IGN is always a valid disposition.
+    unsafe { libc::signal(END_AT_ONCE, libc::SIG_IGN) };
     if TIMER_EXISTS.swap(false, Relaxed) {
         let timer = TIMER.load(Relaxed);
         // SAFETY: the timer was created by `create_timer` and is deleted once.
         unsafe { libc::timer_delete(timer.cast()) };
         // SAFETY: SIG_IGN is always a valid disposition.
         unsafe { libc::signal(signal(), libc::SIG_IGN) };
-        // SAFETY: as above.
-        unsafe { libc::signal(END_AT_ONCE, libc::SIG_IGN) };
     }
 }
 
@@ -112,15 +117,13 @@ fn close_io(new: RawFd) {
     }
 }
 
-fn install_handler() -> bool {
+fn install_handler(signo: libc::c_int) -> bool {
     // SAFETY: all zero is a valid sigaction: no flags, empty mask.
     let mut action: libc::sigaction = unsafe { zeroed() };
     action.sa_sigaction = handle_signal as extern "C" fn(libc::c_int) as usize;
     action.sa_flags = libc::SA_RESTART;
-    [signal(), END_AT_ONCE].into_iter().all(|signo| {
-        // SAFETY: both pointers are valid or null, the handler lives until `deinit` has replaced it.
-        unsafe { libc::sigaction(signo, &raw const action, ptr::null_mut()) == 0 }
-    })
+    // SAFETY: both pointers are valid or null, the handler lives until `deinit` has replaced it.
+    unsafe { libc::sigaction(signo, &raw const action, ptr::null_mut()) == 0 }
 }
 
 fn create_timer() -> bool {
