@@ -4,7 +4,7 @@
 //! before a high, that before a low, and so on, but none waits behind higher ones for longer than the difference.
 //! The head starts are those of Dovecot 2.3.20 and later (`replicator-queue.c`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::action::SyncId;
@@ -115,9 +115,15 @@ impl Work {
     }
 }
 
+/// The table becomes smaller when it has so many times the room that it needs.
+const MOST_SPARE: usize = 16;
+/// But never below this, in rows.
+const FEW: usize = 1024;
+
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    rows: BTreeMap<RowId, Work>,
+    /// Looked up several times for each notification, in no order.
+    rows: HashMap<RowId, Box<Work>>,
     ready: BTreeSet<(Key, RowId)>,
     retry: BTreeSet<(Mono, RowId)>,
     peers: BTreeSet<(PeerId, RowId)>,
@@ -129,7 +135,7 @@ impl Queue {
     }
 
     pub(super) fn work(&self, row: RowId) -> Option<&Work> {
-        self.rows.get(&row)
+        self.rows.get(&row).map(Box::as_ref)
     }
 
     pub(super) fn failures(&self, row: RowId) -> u32 {
@@ -142,11 +148,14 @@ impl Queue {
     }
 
     pub(super) fn set_place(&mut self, row: RowId, place: Place) {
+        if place == Place::Idle && !self.rows.contains_key(&row) {
+            return;
+        }
         self.leave(row);
         let work = self.rows.entry(row).or_default();
         work.place = place;
         if place == Place::Idle && work.failures == 0 && work.settling.is_none() {
-            self.rows.remove(&row);
+            self.remove(row);
         }
         self.enter(row);
     }
@@ -160,19 +169,30 @@ impl Queue {
     /// Takes the row out, with all that is known of it.
     pub(super) fn take(&mut self, row: RowId) -> Option<Work> {
         self.leave(row);
-        self.rows.remove(&row)
+        self.remove(row)
+    }
+
+    fn remove(&mut self, row: RowId) -> Option<Work> {
+        let work = self.rows.remove(&row)?;
+        // What a burst needed is not kept for ever.
+        let wanted = self.rows.len() * MOST_SPARE;
+        if self.rows.capacity() > wanted.max(FEW) {
+            self.rows.shrink_to(self.rows.len() * 2);
+        }
+        Some(*work)
     }
 
     pub(super) fn put(&mut self, row: RowId, work: Work) {
         self.leave(row);
-        self.rows.insert(row, work);
+        self.rows.insert(row, Box::new(work));
         self.enter(row);
     }
 
     fn enter(&mut self, row: RowId) {
-        let Some(&Work { place, key, .. }) = self.rows.get(&row) else {
+        let Some(Work { place, key, .. }) = self.rows.get(&row).map(Box::as_ref) else {
             return;
         };
+        let (place, key) = (*place, *key);
         match place {
             Place::Ready => {
                 self.ready.insert((key, row));
@@ -302,6 +322,25 @@ mod tests {
         queue.set_key(row(1), 5);
         queue.set_place(row(1), Place::Idle);
         assert_eq!(queue.waiting_for(peer).count(), 0);
+        assert!(queue.work(row(1)).is_none());
+    }
+
+    #[test]
+    fn what_a_burst_needed_is_given_back() {
+        let mut queue = Queue::default();
+        for user in 0..40_000 {
+            queue.set_place(row(user), Place::Ready);
+        }
+        for user in 1..40_000 {
+            queue.set_place(row(user), Place::Idle);
+        }
+        assert!(
+            queue.rows.capacity() <= 2 * FEW,
+            "{}",
+            queue.rows.capacity()
+        );
+        assert_eq!(queue.first_ready(), Some(row(0)));
+        queue.set_place(row(1), Place::Idle);
         assert!(queue.work(row(1)).is_none());
     }
 }

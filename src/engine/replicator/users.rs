@@ -14,11 +14,11 @@ use crate::engine::Priority;
 use crate::engine::time::UnixSecs;
 
 /// A slot of the table; used again after its user is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct UserId(pub(super) u32);
 
 /// One replica of a user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RowId {
     pub(super) user: UserId,
     pub(super) replica: u8,
