@@ -168,14 +168,14 @@ fn becomes_equal(course: Course) -> Outcome {
     };
     let operations: u64 = journey.operations().values().map(|[done, ..]| done).sum();
     println!(
-        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by Maildir {}, by renames {}, wrong by rebuilding {}; dsyncs died {}",
+        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by Maildir {}, by renames {}, wrong by rebuilding {}; processes dead of an assertion {}",
         journey.mails(),
         round.equal_after.unwrap_or_default(),
         round.back,
         round.doubled_by_maildir,
         round.doubled_by_renames,
         round.wrong_by_rebuild,
-        round.dsyncs_died
+        round.died
     );
     // A load that does nothing proves nothing.
     let is_idle = operations < 30;

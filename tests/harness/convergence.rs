@@ -5,7 +5,7 @@ use super::configuration::Series;
 use super::faults::{self, Counts, Fault};
 use super::load::names::{self, Group};
 use super::load::{Load, Operations};
-use super::node::died_of_dsync;
+use super::node::died_of_dovecot;
 use super::{Format, Node, Outcome, PATIENCE, Pair, Target, User, wait_for};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -48,8 +48,8 @@ pub struct Round {
     pub doubled_by_maildir: usize,
     /// Mail of users of whom Dovecot had to rebuild a mailbox's index: lost or doubled by that, told, not wrong (docs/limits.md).
     pub wrong_by_rebuild: usize,
-    /// dsyncs that died of an assertion of their own: told, not wrong (docs/limits.md).
-    pub dsyncs_died: usize,
+    /// Processes that died of an assertion of Dovecot: told, not wrong (docs/limits.md).
+    pub died: usize,
     /// Mail in two mailboxes that clients of both nodes renamed at once: told, not wrong (docs/limits.md).
     pub doubled_by_renames: usize,
 }
@@ -164,8 +164,9 @@ impl Journey {
             Ok(time) => round.equal_after = Some(time),
             Err(unequal) => round.wrong.push(format!("still unequal:\n{unequal}")),
         }
-        let died = |node: &Node| died_of_dsync(&node.log()).len();
-        round.dsyncs_died = died(&pair.a) + died(&pair.b);
+        for node in [&pair.a, &pair.b] {
+            round.died += died_of_dovecot(&node.log()).len();
+        }
         // Each shows by itself what it holds, equal or not.
         for (side, node) in [("a", &pair.a), ("b", &pair.b)] {
             let mut doubled = Vec::new();

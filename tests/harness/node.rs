@@ -805,7 +805,7 @@ impl Node {
         let log = self.log();
         let is_wrong = if self.crashes_only { is_crash } else { is_bad };
         let died = if self.crashes_only {
-            died_of_dsync(&log)
+            died_of_dovecot(&log)
         } else {
             Vec::new()
         };
@@ -874,11 +874,20 @@ fn is_bad(line: &str) -> bool {
     BAD.iter().any(|word| line.contains(word)) || line.contains("panicked at")
 }
 
-/// How the log names the processes that ended in an assertion of dsync's own (docs/limits.md): `doveadm(USER)<PID>`.
-pub fn died_of_dsync(log: &str) -> Vec<&str> {
-    let panics = log
-        .lines()
-        .filter(|line| line.contains(">: Panic: file dsync-"));
+/// Dovecot's own assertions that loads with faults have met (docs/limits.md).
+const ASSERTIONS: [&str; 3] = [
+    ">: Panic: file dsync-",
+    " (mail_index_sync_map): assertion failed: ",
+    " (maildir_save_sync_index): assertion failed: (first_uid != 0)",
+];
+
+/// How the log names the processes that ended in one of those: `doveadm(USER)<PID>`.
+pub fn died_of_dovecot(log: &str) -> Vec<&str> {
+    let is_known = |line: &&str| {
+        let mut known = ASSERTIONS.iter();
+        line.contains(">: Panic: ") && known.any(|assertion| line.contains(assertion))
+    };
+    let panics = log.lines().filter(is_known);
     let processes = panics.filter_map(|line| line.split_whitespace().nth(3));
     processes
         .filter_map(|name| name.split_inclusive('>').next())

@@ -87,7 +87,7 @@ pub struct Replicator {
     busy: BTreeMap<UserId, Busy>,
     running: BTreeMap<SyncId, Running>,
     /// Syncs of the peers that this node serves: how many, by username.
-    peers_syncs: BTreeMap<Box<[u8]>, usize>,
+    peers_syncs: BTreeMap<Box<[u8]>, peers_syncs::PeersSyncs>,
     lookups: BTreeMap<LookupId, (UserId, Why)>,
     local_server: LocalServer,
     listing: Listing,

@@ -6,22 +6,37 @@ use super::action::{Mailboxes, SyncId};
 use super::queue::Place;
 use super::users::RowId;
 use super::{Busy, Replicator};
-use crate::engine::time::Now;
+use crate::engine::time::{Mono, Now};
 
 /// How often a sync that is put off for the peer's looks whether that has ended, should nobody tell.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How much longer than the wait for a lock, a tenth of that apart, a peer's sync lasts that waited for one in vain.
+const LOCK_SLACK: Duration = Duration::from_secs(1);
+
+/// The syncs of the peer that are served of one user.
+#[derive(Debug)]
+pub(super) struct PeersSyncs {
+    count: usize,
+    /// When the last one began.
+    begun: Mono,
+}
+
 impl Replicator {
     /// A dsync-server of this node has begun to serve a sync of the peer.
-    pub fn handle_peers_sync_begun(&mut self, username: &[u8]) {
-        *self.peers_syncs.entry(username.into()).or_default() += 1;
+    pub fn handle_peers_sync_begun(&mut self, now: Now, username: &[u8]) {
+        let begun = now.mono;
+        let syncs = self.peers_syncs.entry(username.into());
+        let syncs = syncs.or_insert(PeersSyncs { count: 0, begun });
+        syncs.count += 1;
+        syncs.begun = begun;
     }
 
     /// It has ended, however.
     pub fn handle_peers_sync_ended(&mut self, now: Now, username: &[u8]) {
-        if let Some(count) = self.peers_syncs.get_mut(username) {
-            *count = count.saturating_sub(1);
-            if *count > 0 {
+        if let Some(syncs) = self.peers_syncs.get_mut(username) {
+            syncs.count = syncs.count.saturating_sub(1);
+            if syncs.count > 0 {
                 return;
             }
         }
@@ -79,7 +94,8 @@ impl Replicator {
     }
 
     /// A sync that the peer began has failed here, or its dsync-server was killed. If that was in its middle, a full one of ours is not to
-    /// come next: not one that is to begin, nor one that has waited for the end of the peer's.
+    /// come next; and none of ours that waited for the end of the peer's is to go on, for its state is from before: what is half over of a mailbox that
+    /// is not in it would be taken for expunged.
     pub fn handle_peers_sync_cut_off(&mut self, now: Now, username: &[u8]) {
         let Some(user) = self.users.find(username) else {
             return;
@@ -90,13 +106,18 @@ impl Replicator {
         let Some(Busy::Sync(sync)) = self.busy.get(&user) else {
             return;
         };
-        let sync = *sync;
+        let (sync, lock_timeout) = (*sync, self.config.lock_timeout);
+        // Then nothing of it is half over: it has waited for a lock in vain, as ours may do still.
+        let began_nothing = self.peers_syncs.get(username).is_some_and(|syncs| {
+            let lasted = now.mono.since(syncs.begun);
+            (lock_timeout * 9 / 10..lock_timeout * 11 / 10 + LOCK_SLACK).contains(&lasted)
+        });
         let waited = self.running.get(&sync).is_some_and(|running| {
-            // A peer's sync that waited in vain for a lock of ours has waited longer.
-            let is_young = now.mono.since(running.begun) < self.config.lock_timeout * 5 / 6;
+            // Else it is the peer's that has waited, for ours.
+            let is_young = now.mono.since(running.begun) < lock_timeout * 5 / 6;
             running.mailboxes == Mailboxes::AsTheyAre && is_young
         });
-        if waited {
+        if waited && !began_nothing {
             self.abort(sync, "A sync of the peer was cut off before this one", true);
         }
     }

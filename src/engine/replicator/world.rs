@@ -496,7 +496,9 @@ impl World {
     /// This node's dsync-server serves a sync of the peer.
     pub(super) fn peer_begins(&mut self, username: &str) {
         self.served.insert(username.to_owned());
-        self.engine.handle_peers_sync_begun(username.as_bytes());
+        let now = self.now;
+        self.engine
+            .handle_peers_sync_begun(now, username.as_bytes());
     }
 
     pub(super) fn peer_ends(&mut self, username: &str, cut_off: bool) {

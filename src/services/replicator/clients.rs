@@ -395,7 +395,7 @@ impl Replicator {
                 out.extend_from_slice(protocol::OK);
             }
             Request::Serving { username } => {
-                self.engine.handle_peers_sync_begun(&username);
+                self.engine.handle_peers_sync_begun(now, &username);
                 if let Some(before) = client.serves.replace(username) {
                     self.engine.handle_peers_sync_ended(now, &before);
                 }

@@ -66,6 +66,24 @@ fn sync_that_is_older_than_a_wait_for_its_lock_goes_on() {
 }
 
 #[test]
+fn sync_that_waits_for_a_lock_goes_on_when_the_peers_has_waited_in_vain() {
+    let mut world = world_without_a_state();
+    let sync = world.sync_of("u0").expect("runs");
+    world.finish(sync, SyncOutcome::PeerUnreachable);
+    time_to_next_sync(&mut world);
+    world.peer_begins("u0");
+    let patience = Config::default().lock_timeout;
+    world.run_but_syncs_for(Duration::from_secs(10));
+    // Ours begins anew meanwhile.
+    let sync = world.sync_of("u0").expect("runs");
+    world.finish_changed(sync);
+    time_to_next_sync(&mut world);
+    world.run_but_syncs_for(patience - Duration::from_secs(10));
+    world.peer_ends("u0", true);
+    assert!(world.aborted.is_empty());
+}
+
+#[test]
 fn state_from_before_the_first_mailbox_is_as_good_as_none() {
     let empty = with_mailboxes(b"", &[]).expect("a state");
     let mailbox = Mailbox {
