@@ -7,7 +7,6 @@
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use log::warn;
 use mio::Token;
 
 use super::idle::{SYNCS_MAX, Worker};
@@ -452,7 +451,13 @@ impl Replicator {
         };
         // The process is known when it greets.
         let is_ending = has_process || at_once && dsync.worker.pid.is_none();
-        warn!(
+        // At once: it is only begun anew.
+        let level = match at_once {
+            true => log::Level::Info,
+            false => log::Level::Warn,
+        };
+        log::log!(
+            level,
             "{}: {reason}: the connection of its dsync{process} will be ended",
             printable(&dsync.username)
         );
