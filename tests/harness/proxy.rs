@@ -1,7 +1,7 @@
 //! A link between two nodes that a test can cut, slow down and stall: a TCP proxy on loopback.
 
-use super::Outcome;
 use super::ports::Port;
+use super::{Outcome, PATIENCE, wait_for};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,7 +62,13 @@ impl Proxy {
     /// When no port is free.
     pub fn start(to: u16) -> Outcome<Proxy> {
         let port = Port::take()?;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port.number()))?;
+        // A process that another trial is just starting may have the listener that tried the port, until it is executed.
+        let listener = wait_for("a port", PATIENCE, || {
+            match TcpListener::bind((Ipv4Addr::LOCALHOST, port.number())) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+                listener => Ok(Some(listener?)),
+            }
+        })?;
         listener.set_nonblocking(true)?;
         let state = Arc::new(State {
             link: Mutex::new(Link::Up),
