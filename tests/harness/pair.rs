@@ -269,7 +269,8 @@ impl Builder {
                 builder = builder.mail_plugins(plugins);
             }
             if self.faulty {
-                builder = builder.small_disks(64, 16);
+                // A soak writes some 6 MiB in a round.
+                builder = builder.small_disks(192, 16);
             }
             if self.crashes_only {
                 builder = builder.crashes_only();
