@@ -528,11 +528,24 @@ fn command_line_notifies(target: &Target, stock: &Target) -> Outcome {
     ours.finish(&[])
 }
 
+/// A peer that says nothing by itself, and where it is.
+fn silent_peer() -> Outcome<(TcpListener, String)> {
+    let silent = TcpListener::bind("127.0.0.1:0")?;
+    let location = format!("tcp:{}", silent.local_addr()?);
+    Ok((silent, location))
+}
+
+/// The node still syncs, and nothing was logged on either.
+fn serves_again(ours: DoveadmNode, peer: DoveadmNode) -> Outcome {
+    check(ours.sync("u1", &DEFAULT_DSYNC)? == "+", || ours.log())?;
+    peer.finish(&[])?;
+    ours.finish(&[])
+}
+
 /// A peer that greets and then says nothing holds a sync for ten minutes; the replicator's hang-up ends it.
 fn hanging_sync_ends(target: &Target, stock: &Target) -> Outcome {
     let (ours, peer) = pair(target, stock, "")?;
-    let silent = TcpListener::bind("127.0.0.1:0")?;
-    let location = format!("tcp:{}", silent.local_addr()?);
+    let (silent, location) = silent_peer()?;
     let mut sync = ours.begin_sync("u1", &["-N", "-l", "30", "-s", "", &location])?;
     let (connection, _) = silent.accept()?;
     connection.set_read_timeout(Some(PATIENCE))?;
@@ -556,17 +569,13 @@ fn hanging_sync_ends(target: &Target, stock: &Target) -> Outcome {
     check(answer.is_empty() && began.elapsed() < PATIENCE, || {
         format!("{:?}: {:?}", began.elapsed(), text(&answer))
     })?;
-    // It is served again.
-    check(ours.sync("u1", &DEFAULT_DSYNC)? == "+", || ours.log())?;
-    peer.finish(&[])?;
-    ours.finish(&[])
+    serves_again(ours, peer)
 }
 
 /// It would go on to its end at SIGTERM, and the master would log a SIGKILL.
 fn sync_ends_at_once_when_told(target: &Target, stock: &Target) -> Outcome {
     let (ours, peer) = pair(target, stock, "")?;
-    let silent = TcpListener::bind("127.0.0.1:0")?;
-    let location = format!("tcp:{}", silent.local_addr()?);
+    let (silent, location) = silent_peer()?;
     let mut sync = ours.begin_sync("u1", &["-N", "-l", "30", "-s", "", &location])?;
     let (mut connection, _) = silent.accept()?;
     let workers = ours.workers()?;
@@ -579,24 +588,19 @@ fn sync_ends_at_once_when_told(target: &Target, stock: &Target) -> Outcome {
     sync.read_to_end(&mut answer)?;
     connection.read_to_end(&mut Vec::new())?;
     check(answer.is_empty(), || text(&answer))?;
-    check(ours.sync("u1", &DEFAULT_DSYNC)? == "+", || ours.log())?;
-    peer.finish(&[])?;
-    ours.finish(&[])
+    serves_again(ours, peer)
 }
 
 fn sync_that_nobody_waits_for_does_not_begin(target: &Target, stock: &Target) -> Outcome {
     let (ours, peer) = pair(target, stock, "")?;
-    let silent = TcpListener::bind("127.0.0.1:0")?;
+    let (silent, location) = silent_peer()?;
     silent.set_nonblocking(true)?;
-    let location = format!("tcp:{}", silent.local_addr()?);
     let answer = ours.abandoned_sync("u1", &["-N", "-l", "30", "-s", "", &location])?;
     check(answer.contains("-TEMPFAIL"), || answer.clone())?;
     check(silent.accept().is_err(), || {
         "the peer was called".to_owned()
     })?;
-    check(ours.sync("u1", &DEFAULT_DSYNC)? == "+", || ours.log())?;
-    peer.finish(&[])?;
-    ours.finish(&[])
+    serves_again(ours, peer)
 }
 
 /// What a trial does on our target with one of 2.3.
