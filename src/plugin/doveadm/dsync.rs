@@ -70,10 +70,8 @@ struct Wrapped {
     destination_is_open: bool,
     /// `-s` was given.
     gets_state: bool,
-    /// The user is marked noreplicate: nothing is to be done.
-    refused: bool,
-    /// Nobody waits for it any more: nothing is to be done.
-    abandoned: bool,
+    /// Nothing is to be done, and that is the exit code.
+    refusal: Option<c_int>,
     /// Root when it began: then it is root again when it ends.
     began_as_root: bool,
     /// The group that it had then.
@@ -142,8 +140,7 @@ fn adopt(context: *mut Context, kind: Kind) {
         #[cfg(dovecot_2_4)]
         destination_is_open: false,
         gets_state: false,
-        refused: false,
-        abandoned: false,
+        refusal: None,
         began_as_root: false,
         // SAFETY: no precondition.
         began_with_gid: unsafe { libc::getegid() },
@@ -244,21 +241,25 @@ fn before_privileges_are_dropped(
         return false;
     };
     let served = is_served(context);
+    let is_watched = kind == Kind::Sync && served && (notify || version::WATCHES_EVERY_SYNC);
     // SAFETY: doveadm gave us the user for the time of the call.
-    let refused = notify && served && unsafe { ffi::replication_doveadm_noreplicate(user) };
-    with(context, |w| w.refused = refused);
-    if refused {
+    let refusal = if notify && served && unsafe { ffi::replication_doveadm_noreplicate(user) } {
+        Some(match kind {
+            Kind::Sync => version::REFUSED_SYNC,
+            Kind::Server => EX_NOUSER,
+        })
+    } else if is_watched && watchdog::has_hung_up(client_fd(context)) {
+        // Nobody waits for it any more.
+        Some(EX_TEMPFAIL)
+    } else {
+        None
+    };
+    with(context, |w| w.refusal = refusal);
+    if refusal.is_some() {
         return true;
     }
     match (kind, served) {
-        (Kind::Sync, true) if notify || version::WATCHES_EVERY_SYNC => {
-            let client = client_fd(context);
-            if watchdog::has_hung_up(client) {
-                with(context, |w| w.abandoned = true);
-                return true;
-            }
-            watchdog::arm(client);
-        }
+        (Kind::Sync, true) if is_watched => watchdog::arm(client_fd(context)),
         (Kind::Server, false) if notify && version::notifies_for_command_line() => {
             let replicator = connect_to_replicator();
             with(context, |w| w.replicator = replicator);
@@ -362,15 +363,9 @@ fn say_ready(context: *mut Context) {
 
 /// The exit code with which the command ends before it begins.
 fn refusal(context: *mut Context) -> Option<c_int> {
-    let (kind, refused, abandoned) = with(context, |w| (w.kind, w.refused, w.abandoned))?;
-    if abandoned {
-        return Some(EX_TEMPFAIL);
-    }
-    if refused {
-        return Some(match kind {
-            Kind::Sync => version::REFUSED_SYNC,
-            Kind::Server => EX_NOUSER,
-        });
+    let (kind, refusal) = with(context, |w| (w.kind, w.refusal))?;
+    if refusal.is_some() {
+        return refusal;
     }
     // SAFETY: doveadm gave the context to us.
     let code = unsafe { (*context).exit_code };
