@@ -292,6 +292,8 @@ fn next_logged(log: &mut LineReader) -> Option<Event> {
         let (Line::Complete(line) | Line::TooLong(line)) = line;
         // Types 4 to 6 are error, fatal and panic.
         match line {
+            // What went wrong is in the line before it.
+            [4..=6, text @ ..] if log_text(text).starts_with("Raw backtrace: ") => {}
             [4..=6, text @ ..] => return Some(Event::Error(log_text(text))),
             [3, text @ ..] => return Some(Event::Warning(log_text(text))),
             _ => {}
@@ -434,7 +436,11 @@ mod tests {
         stream.extend(frame(b'L', b"or: first\n"));
         stream.extend(frame(b'x', b"unknown channel"));
         stream.extend(frame(0, b"St\x011te\t"));
-        stream.extend(frame(b'L', b"\x03a warning\n\x04last one\n"));
+        stream.extend(frame(b'L', b"\x03a warning\n\x06last one\n"));
+        stream.extend(frame(
+            b'L',
+            b"\x04doveadm(u1)<1><s>: Error: Raw backtrace: #0 f[0x1]\n",
+        ));
         stream.extend(frame(0, b"\n-TEMPFAIL\n"));
         for chunk in 1..stream.len() {
             let all = events(&stream, chunk).unwrap();
