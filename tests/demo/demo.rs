@@ -34,6 +34,10 @@ fn run() -> Outcome {
     );
     println!("Each is the other's mail_replica; both are on 127.0.0.1 in temporary directories.\n");
     let pair = Pair::of(&target).users(USERS.map(User::local)).start()?;
+    for node in [&pair.a, &pair.b] {
+        // Dovecot's own, of two dsyncs that work on one Maildir (docs/limits.md); what is doubled is a difference that is shown.
+        node.tolerate_log("Expunged message reappeared");
+    }
     let shown = replicate(&pair);
     if shown.is_err() {
         println!("\nlog of A:\n{}\nlog of B:\n{}", pair.a.log(), pair.b.log());
