@@ -543,25 +543,87 @@ enum CutOff {
     FirstOfBoth,
     /// The next of both nodes: of a mailbox that the state does not have.
     NextOfBoth,
+    /// The next of one node, while another mailbox of the other is from a backup. The other goes on alone: its state is refused.
+    Refused,
 }
 
 impl CutOff {
-    const ALL: [Self; 3] = [Self::First, Self::FirstOfBoth, Self::NextOfBoth];
+    const ALL: [Self; 4] = [
+        Self::First,
+        Self::FirstOfBoth,
+        Self::NextOfBoth,
+        Self::Refused,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::First => "first_sync_that_is_cut_off_loses_no_mail",
             Self::FirstOfBoth => "first_syncs_that_are_cut_off_at_once_lose_no_mail",
             Self::NextOfBoth => "syncs_of_a_new_mailbox_that_are_cut_off_at_once_lose_no_mail",
+            Self::Refused => "sync_that_is_cut_off_when_a_mailbox_is_behind_loses_no_mail",
         }
     }
 
     const fn mailbox(self) -> &'static str {
         match self {
-            Self::First | Self::FirstOfBoth => "INBOX",
             Self::NextOfBoth => "New",
+            Self::First | Self::FirstOfBoth | Self::Refused => "INBOX",
         }
     }
+
+    /// Whose syncs are cut off.
+    fn syncs_of(self, pair: &Pair) -> Vec<&Node> {
+        match self {
+            Self::First | Self::Refused => vec![&pair.a],
+            Self::FirstOfBoth | Self::NextOfBoth => vec![&pair.a, &pair.b],
+        }
+    }
+}
+
+/// b has a mailbox of each user as it was before its last mails came: the states are ahead of it.
+fn put_mailbox_back(pair: &Pair, format: Format) -> Outcome {
+    // Before INBOX in dsync's order.
+    const MAILBOX: &str = "Archive";
+    let append = |subject: &str| -> Outcome {
+        for user in USERS {
+            let mut imap = pair.a.imap(user)?;
+            imap.append(MAILBOX, &message(subject))?;
+            imap.logout()?;
+        }
+        pair.wait_equal(&USERS, PATIENCE)
+    };
+    for user in USERS {
+        let mut imap = pair.a.imap(user)?;
+        imap.create(MAILBOX)?;
+        imap.logout()?;
+    }
+    append("before")?;
+    let dirs = USERS.map(|user| {
+        let dir = match format {
+            Format::Maildir => format!("Maildir/.{MAILBOX}"),
+            _ => format!("{}/mailboxes/{MAILBOX}", format.name()),
+        };
+        let dir = pair.b.path(&format!("mail/{user}/{dir}"));
+        let backup = pair.b.path(&format!("mail/{user}.backup"));
+        (dir, backup)
+    });
+    for (dir, backup) in &dirs {
+        copy(dir, backup)?;
+    }
+    for number in 0..4 {
+        append(&format!("after-{number}"))?;
+    }
+    // b's state is to have them.
+    for user in USERS {
+        pair.b
+            .doveadm(&["replicator", "replicate", "-p", "high", user])?;
+    }
+    pair.wait_idle()?;
+    for (dir, backup) in &dirs {
+        fs::remove_dir_all(dir)?;
+        fs::rename(backup, dir)?;
+    }
+    Ok(())
 }
 
 /// Syncs are cut off after so many bytes: what is half over then is not taken for expunged by the next one, although the state says nothing of
@@ -575,20 +637,21 @@ fn sync_is_cut_off(target: &Target, format: Format, which: CutOff) -> Outcome {
         .crashes_only()
         .start()?;
     pair.wait_idle()?;
-    if which == CutOff::NextOfBoth {
+    if !matches!(which, CutOff::First | CutOff::FirstOfBoth) {
         let mut lmtp = pair.a.lmtp()?;
         lmtp.deliver(&USERS, &message("before"))?;
         lmtp.quit()?;
         pair.wait_equal(&USERS, PATIENCE)?;
         pair.wait_idle()?;
     }
-    // Of b only where it goes on.
+    if which == CutOff::Refused {
+        put_mailbox_back(&pair, format)?;
+    }
+    let syncing = which.syncs_of(&pair);
+    // Of those that go on.
     let failures = || -> Outcome<u64> {
-        let of_a = metric(&pair.a, "syncs_failed")?;
-        match which {
-            CutOff::First => Ok(of_a),
-            CutOff::FirstOfBoth | CutOff::NextOfBoth => Ok(of_a + metric(&pair.b, "syncs_failed")?),
-        }
+        let each = syncing.iter().map(|node| metric(node, "syncs_failed"));
+        each.sum()
     };
     let before = failures()?;
     let signal = |node: &Node, signal| {
@@ -616,14 +679,17 @@ fn sync_is_cut_off(target: &Target, format: Format, which: CutOff) -> Outcome {
     let bytes = fastrand::usize(50_000..750_000);
     let links = |link| pair.proxies.iter().for_each(|proxy| proxy.set(link));
     links(Link::CutAfter(bytes));
-    signal(&pair.a, Signal::CONT)?;
-    if which != CutOff::First {
-        signal(&pair.b, Signal::CONT)?;
+    for node in &syncing {
+        signal(node, Signal::CONT)?;
     }
     wait_for("syncs that are cut off", PATIENCE, || {
         Ok((failures()? >= before + 3).then_some(()))
     })?;
-    if which == CutOff::First {
+    if which == CutOff::Refused {
+        // b is to find its way alone.
+        signal(&pair.a, Signal::STOP)?;
+    }
+    if matches!(which, CutOff::First | CutOff::Refused) {
         // b hears of them before it can begin one.
         links(Link::Cut);
         signal(&pair.b, Signal::CONT)?;
@@ -634,6 +700,7 @@ fn sync_is_cut_off(target: &Target, format: Format, which: CutOff) -> Outcome {
     }
     links(Link::Up);
     pair.wait_equal(&USERS, PATIENCE)?;
+    signal(&pair.a, Signal::CONT)?;
     for user in USERS {
         for (node, _) in nodes {
             let mut imap = node.imap(user)?;

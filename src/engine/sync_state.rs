@@ -27,6 +27,8 @@ pub struct Mailbox {
     pub guid: Guid,
     /// Its UIDVALIDITY.
     pub uidvalidity: u32,
+    /// Whether there ever was a mail in it. One without has none to lose, and dsync is to align its UIDVALIDITY.
+    pub had_mail: bool,
     /// One that both nodes' transaction logs of it reach back to, and that both have had.
     pub modseq: u64,
 }
@@ -35,6 +37,17 @@ impl Mailbox {
     /// With the modseq that every mailbox has had.
     pub const fn begin_with_first(&mut self) {
         self.modseq = 1;
+    }
+
+    /// In which all mails up to `uid`, which may be none, are common.
+    fn append_to(&self, body: &mut Vec<u8>, uid: u32, modseq: u64) {
+        body.extend(self.guid);
+        body.extend(self.uidvalidity.to_le_bytes());
+        body.extend(uid.to_le_bytes());
+        body.extend(modseq.to_le_bytes());
+        // Of private flags, and how many mails there were.
+        body.extend(0_u64.to_le_bytes());
+        body.extend(0_u32.to_le_bytes());
     }
 }
 
@@ -63,7 +76,7 @@ pub fn has_no_mailbox(state: &[u8]) -> bool {
     body_of(state).is_some_and(|body| body.len() == HEADER)
 }
 
-/// The state with these mailboxes added that it does not have, as ones without a common mail: all that one side does
+/// The state with these mailboxes added that it does not have, if there was mail in them, as ones without a common mail: all that one side does
 /// not have is new. Of a mailbox that is not in the state dsync looks for common mails by itself, and may take a mail for expunged.
 /// `state` may be empty. None: this is no state that we know, or it would be too long.
 ///
@@ -80,20 +93,47 @@ pub fn with_mailboxes(state: &[u8], mailboxes: &[Mailbox]) -> Option<Vec<u8>> {
     let mut known: HashSet<Guid> = records
         .filter_map(|record| record.get(GUID)?.try_into().ok())
         .collect();
-    for mailbox in mailboxes {
+    for mailbox in mailboxes.iter().filter(|mailbox| mailbox.had_mail) {
         if known.insert(mailbox.guid) {
-            body.extend(mailbox.guid);
-            body.extend(mailbox.uidvalidity.to_le_bytes());
-            body.extend(0_u32.to_le_bytes());
             // 0 would be none.
-            body.extend(mailbox.modseq.max(1).to_le_bytes());
-            // Of private flags, and how many mails there were.
-            body.extend(0_u64.to_le_bytes());
-            body.extend(0_u32.to_le_bytes());
+            mailbox.append_to(&mut body, 0, mailbox.modseq.max(1));
         }
     }
-    let state = encoded(body);
+    short_enough(encoded(body))
+}
+
+fn short_enough(state: Vec<u8>) -> Option<Vec<u8>> {
     (state.len() <= MAX_BYTES).then_some(state)
+}
+
+/// The state in which these mailboxes, if there was mail in them, are ones whose first mail is the only common one, with a modseq of 0, and are not if there
+/// was none. The rest of `state`, which may be empty, stays. None: this is no state that we know, or it would be too long.
+///
+/// dsync goes on from that whatever is left of transaction logs, and however far back a node is, as long as both have had a mail of that UID, and the
+/// same: that it compares.
+#[must_use]
+pub fn from_first_mails(state: &[u8], mailboxes: &[Mailbox]) -> Option<Vec<u8>> {
+    const FIRST: u32 = 1;
+    let old = match state {
+        [] => vec![MAJOR_VERSION, 0, 0, 0],
+        state => body_of(state)?,
+    };
+    let (header, records) = old.split_at_checked(HEADER)?;
+    let listed: HashSet<Guid> = mailboxes.iter().map(|mailbox| mailbox.guid).collect();
+    let mut body = header.to_vec();
+    for record in records.chunks_exact(RECORD) {
+        let guid: Guid = record.get(GUID)?.try_into().ok()?;
+        if !listed.contains(&guid) {
+            body.extend(record);
+        }
+    }
+    let mut added = HashSet::new();
+    for mailbox in mailboxes.iter().filter(|mailbox| mailbox.had_mail) {
+        if added.insert(mailbox.guid) {
+            mailbox.append_to(&mut body, FIRST, 0);
+        }
+    }
+    short_enough(encoded(body))
 }
 
 /// The state with which dsync looks at the flags of all mails, as a full sync does, but goes on from the mails that are known to be common: what one
@@ -156,12 +196,17 @@ mod tests {
         let mailbox = |guid, uidvalidity, modseq| Mailbox {
             guid,
             uidvalidity,
+            had_mail: true,
             modseq,
         };
         let mailboxes = [
             mailbox([7; 16], 1, 0),
             mailbox([8; 16], 2, 12),
             mailbox([8; 16], 2, 12),
+            Mailbox {
+                had_mail: false,
+                ..mailbox([9; 16], 3, 1)
+            },
         ];
         let wanted = [body(&[3], 9), record(8, 2, 12)].concat();
         let state = encoded(&body(&[3], 9));
@@ -176,6 +221,52 @@ mod tests {
             .map(|number| mailbox(guid(number), 1, 1))
             .collect();
         assert_eq!(with_mailboxes(b"", &many), None);
+    }
+
+    #[test]
+    fn first_mail_is_the_common_one_of_each_mailbox_that_had_any() {
+        let mailbox = |guid: u8, had_mail| Mailbox {
+            guid: [guid; 16],
+            uidvalidity: 1_000,
+            had_mail,
+            modseq: 9,
+        };
+        let record = |guid: u8, uid: u32, modseq: u64| {
+            let mut record = vec![guid; 16];
+            record.extend(1_000_u32.to_le_bytes());
+            record.extend(uid.to_le_bytes());
+            record.extend(modseq.to_le_bytes());
+            record.extend([0; 12]);
+            record
+        };
+        let header = body(&[], 0);
+        // Mails are in the state that the mailbox has no more, or never had; one is not this node's.
+        let state = [
+            header.clone(),
+            record(7, 5, 20),
+            record(8, 3, 20),
+            record(9, 3, 20),
+        ];
+        let listed = [
+            mailbox(7, true),
+            mailbox(8, false),
+            mailbox(10, true),
+            mailbox(10, true),
+        ];
+        let wanted = [
+            header.clone(),
+            record(9, 3, 20),
+            record(7, 1, 0),
+            record(10, 1, 0),
+        ];
+        let made = from_first_mails(&encoded(&state.concat()), &listed);
+        assert_eq!(made, Some(encoded(&wanted.concat())));
+        let wanted = [header.clone(), record(7, 1, 0), record(10, 1, 0)];
+        assert_eq!(
+            from_first_mails(b"", &listed),
+            Some(encoded(&wanted.concat()))
+        );
+        assert_eq!(from_first_mails(b"AAAAAA==", &listed), None);
     }
 
     #[test]

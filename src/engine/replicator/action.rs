@@ -102,16 +102,22 @@ pub enum Action {
     },
 }
 
-/// The mailboxes that are put into the state before a sync, as [without common mails](crate::engine::sync_state::with_mailboxes). A full sync that
-/// begins from them, and so without `-f`, is told by `handle_begun_from_mailboxes`.
+/// The mailboxes that are put into the state before a sync, as [without common mails](crate::engine::sync_state::with_mailboxes) unless they are in
+/// it. A full sync that begins from them, and so without `-f`, is told by `handle_begun_from_mailboxes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mailboxes {
     /// None.
     AsTheyAre,
     /// All: a sync before it was cut off.
-    AfterCut,
-    /// All, but dsync refused them with their first modseq: with their last.
-    AfterRefusal,
+    WithFirstModseq,
+    /// That was refused: all with their last.
+    WithLastModseq,
+    /// As was that: it may have been for what the state has, which is begun from [without its
+    /// modseqs](crate::engine::sync_state::without_modseqs).
+    WithoutModseqs,
+    /// As was that: all mailboxes, those of the state too, as ones of which [the first mail is
+    /// common](crate::engine::sync_state::from_first_mails).
+    WithFirstMail,
 }
 
 /// What a command did.

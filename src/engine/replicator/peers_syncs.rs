@@ -57,7 +57,8 @@ impl Replicator {
     /// It would only wait for its lock.
     pub(super) fn is_put_off(&self, id: RowId) -> bool {
         let row = self.users.row(id);
-        row.is_some_and(|row| !row.has_state || row.mailboxes() != Mailboxes::AsTheyAre)
+        let refusals = self.queue.refusals(id);
+        row.is_some_and(|row| !row.has_state || row.mailboxes(refusals) != Mailboxes::AsTheyAre)
             && self.is_served(id)
     }
 

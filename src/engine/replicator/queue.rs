@@ -77,7 +77,7 @@ pub(super) struct Work {
     pub(super) full_tried: bool,
     /// The mailboxes do not match the state: a full sync is to make it anew. Should that be cut off, there is nothing better.
     pub(super) state_doubted: bool,
-    /// Syncs in a row that did not go on from the mailboxes put into the state with their last modseq.
+    /// Syncs in a row that did not go on from the mailboxes put into the state with their last modseq, or in what comes after that.
     pub(super) refusals: u8,
     /// Nothing has helped.
     pub(super) stuck: bool,
@@ -140,6 +140,10 @@ impl Queue {
 
     pub(super) fn failures(&self, row: RowId) -> u32 {
         self.work(row).map_or(0, |work| work.failures)
+    }
+
+    pub(super) fn refusals(&self, row: RowId) -> u8 {
+        self.work(row).map_or(0, |work| work.refusals)
     }
 
     /// To change all but place and key.

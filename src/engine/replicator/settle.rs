@@ -40,11 +40,17 @@ impl Row {
     }
 
     /// Without a state dsync would look for common mails by itself, and that also where another sync was cut off just before.
-    pub(super) fn mailboxes(&self) -> Mailboxes {
+    /// `refusals`: of syncs that began with the last modseqs, or in what comes after that.
+    pub(super) fn mailboxes(&self, refusals: u8) -> Mailboxes {
         match self.cut {
-            Cut::Known => Mailboxes::AfterCut,
-            Cut::RefusedOnce => Mailboxes::AfterRefusal,
-            Cut::Unknown if !self.has_state => Mailboxes::AfterCut,
+            Cut::Known => Mailboxes::WithFirstModseq,
+            // The peer, should it be behind, is given a moment.
+            Cut::RefusedOnce => match refusals {
+                0 | 1 => Mailboxes::WithLastModseq,
+                2 => Mailboxes::WithoutModseqs,
+                _ => Mailboxes::WithFirstMail,
+            },
+            Cut::Unknown if !self.has_state => Mailboxes::WithFirstModseq,
             Cut::No | Cut::Unknown | Cut::Refused => Mailboxes::AsTheyAre,
         }
     }

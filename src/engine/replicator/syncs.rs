@@ -21,7 +21,7 @@ use crate::engine::time::{Mono, Now};
 
 /// After this many failures in a row the administrator is told.
 const FAILURES_REPORTED: u32 = 3;
-/// So often mailboxes are put into the state with their last modseq: a second or two, in which the peer may do it.
+/// So often mailboxes are put into the state anew after the first refusal: in a second or two, in which the peer may do it.
 const REFUSALS_MAX: u8 = 5;
 /// The pause after what only an administrator can mend.
 const ADMIN_PAUSE: Duration = Duration::from_secs(60 * 60);
@@ -107,6 +107,7 @@ impl Replicator {
         let is_full_due = self.is_full_sync_due(now, id);
         let settles = self.is_settling_due(now, id);
         let is_doubted = self.is_state_doubted(id);
+        let refusals = self.queue.refusals(id);
         let Some(row) = self.users.row_mut(id) else {
             return;
         };
@@ -115,7 +116,7 @@ impl Replicator {
         // A sync that is neither full nor has a state does not look into mailboxes whose counters are equal.
         let is_fast_first = row.is_fast_first();
         let full = !row.has_state || wants_full && !is_fast_first || is_doubted;
-        let mailboxes = row.mailboxes();
+        let mailboxes = row.mailboxes(refusals);
         // One that takes no mail for expunged will do for flags, and where a fast one is to come first that would end as the last.
         let from_state = full
             && row.has_state
@@ -306,27 +307,29 @@ impl Replicator {
     }
 
     /// The peer, or dsync itself, will not go on from the state. Mailboxes put into it may be to blame: dsync refuses them where it has their
-    /// first changes no more, or has not come to their last. The node that is behind has a last that both have had.
+    /// first changes no more, or has not come to their last. The node that is behind has a last that both have had. Or one that the state has is not
+    /// what it was. Whatever it is, a sync in which dsync would look for common mails by itself, in all mailboxes for the sake of one, comes last.
     fn end_refused(&mut self, running: &Running, reason: &str) {
         let id = running.row;
-        if running.mailboxes == Mailboxes::AfterRefusal {
-            let work = self.queue.work_mut(id);
-            work.refusals = work.refusals.saturating_add(1);
-            if work.refusals < REFUSALS_MAX {
-                return;
+        let refused = match running.mailboxes {
+            Mailboxes::AsTheyAre => None,
+            Mailboxes::WithFirstModseq => Some(Cut::RefusedOnce),
+            Mailboxes::WithLastModseq | Mailboxes::WithoutModseqs | Mailboxes::WithFirstMail => {
+                let work = self.queue.work_mut(id);
+                work.refusals = work.refusals.saturating_add(1);
+                if work.refusals < REFUSALS_MAX {
+                    return;
+                }
+                // Another way is gone now.
+                work.changes = 0;
+                Some(Cut::Refused)
             }
-            // Another way is gone now.
-            work.changes = 0;
-        }
-        if let Some(row) = self.users.row_mut(id) {
-            row.cut = match running.mailboxes {
-                Mailboxes::AsTheyAre => row.cut,
-                Mailboxes::AfterCut => Cut::RefusedOnce,
-                Mailboxes::AfterRefusal => Cut::Refused,
-            };
+        };
+        if let (Some(refused), Some(row)) = (refused, self.users.row_mut(id)) {
+            row.cut = refused;
         }
         // Of a state that is doubted already the mailboxes are to blame.
-        if running.mailboxes != Mailboxes::AfterCut || !self.is_state_doubted(id) {
+        if running.mailboxes != Mailboxes::WithFirstModseq || !self.is_state_doubted(id) {
             self.doubt_state(running, reason);
         }
     }

@@ -482,7 +482,7 @@ impl World {
             self.cut_off.insert(key.clone());
             self.cut_off_unlisted.remove(&key);
         }
-        if is_refused && dsync.mailboxes == Mailboxes::AfterRefusal {
+        if is_refused && dsync.mailboxes == Mailboxes::WithFirstMail {
             self.cut_off_unlisted.insert(key.clone());
         }
         if !passes_over && dsync.full && matches!(outcome, SyncOutcome::Ok { .. }) {
@@ -744,7 +744,7 @@ impl World {
                 assert!(
                     !dsync.full
                         || dsync.state.is_some()
-                        || matches!(mailboxes, Mailboxes::AfterCut | Mailboxes::AfterRefusal)
+                        || mailboxes != Mailboxes::AsTheyAre
                         || !self.cut_off.contains(&key)
                         || self.cut_off_unlisted.contains(&key)
                         || is_stuck(),

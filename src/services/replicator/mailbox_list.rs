@@ -60,26 +60,32 @@ impl Rows {
         let guid = text(guid).filter(|guid| guid.len() == 2 * size_of::<Guid>())?;
         let guid = u128::from_str_radix(guid, 16).ok()?;
         let uidnext: u32 = text(uidnext)?.parse().ok()?;
-        let mailbox = Mailbox {
+        self.mailboxes.push(Mailbox {
             guid: guid.to_be_bytes(),
             uidvalidity,
+            had_mail: uidnext > 1,
             modseq: text(highest_modseq)?.parse().ok()?,
-        };
-        // One in which no mail ever was has none to lose, and dsync is to align its UIDVALIDITY.
-        if uidnext > 1 {
-            self.mailboxes.push(mailbox);
-        }
+        });
         Some(())
     }
 
-    /// What is put into the state.
-    fn wanted(mut self, wanted: Mailboxes) -> Vec<Mailbox> {
-        if wanted == Mailboxes::AfterCut {
-            self.mailboxes
-                .iter_mut()
-                .for_each(Mailbox::begin_with_first);
+    /// The state with them. None: as it is.
+    fn put_into(mut self, state: &[u8], how: Mailboxes) -> Option<Vec<u8>> {
+        match how {
+            Mailboxes::AsTheyAre => None,
+            Mailboxes::WithFirstModseq => {
+                self.mailboxes
+                    .iter_mut()
+                    .for_each(Mailbox::begin_with_first);
+                sync_state::with_mailboxes(state, &self.mailboxes)
+            }
+            Mailboxes::WithLastModseq => sync_state::with_mailboxes(state, &self.mailboxes),
+            Mailboxes::WithoutModseqs => {
+                let state = sync_state::with_mailboxes(state, &self.mailboxes)?;
+                sync_state::without_modseqs(&state)
+            }
+            Mailboxes::WithFirstMail => sync_state::from_first_mails(state, &self.mailboxes),
         }
-        self.mailboxes
     }
 }
 
@@ -226,8 +232,8 @@ impl Replicator {
             );
         }
         let with_mailboxes = is_whole
-            .then(|| rows.wanted(waiting.mailboxes))
-            .and_then(|mailboxes| sync_state::with_mailboxes(&state, &mailboxes));
+            .then(|| rows.put_into(&state, waiting.mailboxes))
+            .flatten();
         match with_mailboxes {
             Some(state) => {
                 waiting.has_mailboxes = true;
@@ -263,18 +269,19 @@ mod tests {
         for value in ["Drafts", "1", "1795546730", "1", guid] {
             assert!(rows.add(value.as_bytes(), true), "no mail was ever there");
         }
-        let mut mailbox = Mailbox {
+        let mailbox = Mailbox {
             guid: *b"\x2d\xfc\x46\x37\x69\xde\x05\x6b\x0d\x1f\x00\x00\xa2\xb4\x0c\xe4",
             uidvalidity: 1_795_546_729,
+            had_mail: true,
             modseq: 501,
         };
-        let again = Rows {
-            mailboxes: rows.mailboxes.clone(),
-            ..Rows::default()
+        let drafts = Mailbox {
+            uidvalidity: 1_795_546_730,
+            had_mail: false,
+            modseq: 1,
+            ..mailbox.clone()
         };
-        assert_eq!(again.wanted(Mailboxes::AfterRefusal), [mailbox.clone()]);
-        mailbox.modseq = 1;
-        assert_eq!(rows.wanted(Mailboxes::AfterCut), [mailbox]);
+        assert_eq!(rows.mailboxes, [mailbox, drafts]);
         for row in [
             ["a", "2", "x", "1", guid],
             ["a", "2", "1", "", guid],

@@ -163,10 +163,13 @@ fn state_in_doubt_is_begun_from_after_a_cut_and_is_forgotten_if_it_is_refused_ag
     assert!(how_begun(&world)[2..].starts_with(&[FULL_FROM_STATE; 6]));
     let mailboxes: Vec<Mailboxes> = world.started.iter().map(|sync| sync.mailboxes).collect();
     let wanted = [
-        [Mailboxes::AfterCut; 1].as_slice(),
-        &[Mailboxes::AfterRefusal; 5],
-    ]
-    .concat();
+        Mailboxes::WithFirstModseq,
+        Mailboxes::WithLastModseq,
+        Mailboxes::WithLastModseq,
+        Mailboxes::WithoutModseqs,
+        Mailboxes::WithFirstMail,
+        Mailboxes::WithFirstMail,
+    ];
     assert_eq!(mailboxes[2..8], wanted);
     end_each(&mut world, &stale, 1);
     world.settle();
@@ -184,7 +187,7 @@ fn mailboxes_that_were_refused_are_left_out_when_the_peer_has_synced_the_user() 
     end_each(&mut world, &SyncOutcome::Eof, 1);
     let stale = SyncOutcome::Changed { state: Vec::new() };
     end_each(&mut world, &stale, 1);
-    assert_eq!(world.started[2].mailboxes, Mailboxes::AfterRefusal);
+    assert_eq!(world.started[2].mailboxes, Mailboxes::WithLastModseq);
     let sync = world.sync_of("u0").expect("runs");
     world.finish(sync, stale);
     world.peer_syncs("u0", false, true);

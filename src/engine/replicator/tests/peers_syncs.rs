@@ -48,7 +48,7 @@ fn sync_that_waited_for_one_of_the_peer_that_was_cut_off_is_ended_at_once_and_be
         world.finish_as_is(waited);
         time_to_next_sync(&mut world);
         let sync = world.sync_of("u0").expect("runs");
-        assert_eq!(world.syncs[&sync].mailboxes, Mailboxes::AfterCut);
+        assert_eq!(world.syncs[&sync].mailboxes, Mailboxes::WithFirstModseq);
         world.peer_begins("u0");
         world.peer_ends("u0", true);
         assert_eq!(world.aborted, [waited], "it takes no mail for expunged");
@@ -89,6 +89,7 @@ fn state_from_before_the_first_mailbox_is_as_good_as_none() {
     let mailbox = Mailbox {
         guid: [7; 16],
         uidvalidity: 1,
+        had_mail: true,
         modseq: 1,
     };
     let with_inbox = with_mailboxes(b"", &[mailbox]).expect("a state");

@@ -30,6 +30,7 @@ fn user_without_a_state_is_synced_from_its_mailboxes_after_a_cut() {
     let inbox = Mailbox {
         guid,
         uidvalidity: 7,
+        had_mail: true,
         modseq: 1,
     };
     let state = with_mailboxes(b"", &[inbox]).unwrap();
