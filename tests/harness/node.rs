@@ -879,6 +879,7 @@ const ASSERTIONS: [&str; 3] = [
     ">: Panic: file dsync-",
     " (mail_index_sync_map): assertion failed: ",
     " (maildir_save_sync_index): assertion failed: (first_uid != 0)",
+    ">: Panic: Leaked view for index ",
 ];
 
 /// How the log names the processes that ended in one of those: `doveadm(USER)<PID>`.

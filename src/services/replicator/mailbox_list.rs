@@ -205,7 +205,7 @@ impl Replicator {
         }
     }
 
-    /// Whatever came of it, the sync begins now.
+    /// Whatever came of it, the sync begins now. One mailbox of which there is no answer does not leave out the others.
     pub(super) fn finish_mailbox_list(&mut self, now: Now, list: MailboxList) {
         let MailboxList {
             sync,
@@ -223,17 +223,22 @@ impl Replicator {
         }
         if !is_whole {
             warn!(
-                "{}: The mailboxes could not be listed for the sync: {}",
+                "{}: {} could not be listed for the sync: {}",
                 printable(&waiting.username),
+                match rows.mailboxes.is_empty() {
+                    true => "The mailboxes",
+                    false => "Some mailboxes",
+                },
                 match last_error.is_empty() {
                     true => "no answer",
                     false => &last_error,
                 }
             );
         }
-        let with_mailboxes = is_whole
-            .then(|| rows.put_into(&state, waiting.mailboxes))
-            .flatten();
+        let with_mailboxes = match is_whole || !rows.mailboxes.is_empty() {
+            true => rows.put_into(&state, waiting.mailboxes),
+            false => None,
+        };
         match with_mailboxes {
             Some(state) => {
                 waiting.has_mailboxes = true;

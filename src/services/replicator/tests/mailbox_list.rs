@@ -35,20 +35,19 @@ fn user_without_a_state_is_synced_from_its_mailboxes_after_a_cut() {
     };
     let state = with_mailboxes(b"", &[inbox]).unwrap();
     let state = String::from_utf8(state).unwrap();
-    let [first, second] = first_syncs(MAILBOXES);
-    assert!(first.contains("\t-f\t"), "{first}");
-    assert!(second.ends_with(&format!("\t-s\t{state}")), "{second}");
-    assert!(!second.contains("\t-f\t"), "{second}");
+    // Of another one there may be no answer.
+    let some = b"INBOX\t2\t7\t1\t2dfc463769de056b0d1f0000a2b40ce4\t\n-TEMPFAIL\n";
+    for mailboxes in [MAILBOXES, some] {
+        let [first, second] = first_syncs(mailboxes);
+        assert!(first.contains("\t-f\t"), "{first}");
+        assert!(second.ends_with(&format!("\t-s\t{state}")), "{second}");
+        assert!(!second.contains("\t-f\t"), "{second}");
+    }
 }
 
 #[test]
 fn mailboxes_that_cannot_be_listed_keep_no_sync_from_beginning() {
-    for mailboxes in [
-        &b"\n-TEMPFAIL\n"[..],
-        b"INBOX\t2\t7\t1\t2dfc463769de056b0d1f0000a2b40ce4\t\n-TEMPFAIL\n",
-        b"INBOX\tx\tx\tx\tx\t\n+\n",
-        b"",
-    ] {
+    for mailboxes in [&b"\n-TEMPFAIL\n"[..], b"INBOX\tx\tx\tx\tx\t\n+\n", b""] {
         for request in first_syncs(mailboxes) {
             assert!(request.contains("\t-f\t"), "{request}");
         }
