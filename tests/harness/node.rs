@@ -875,7 +875,7 @@ fn is_bad(line: &str) -> bool {
 }
 
 /// Dovecot's own assertions that loads with faults have met (docs/limits.md).
-const ASSERTIONS: [&str; 3] = [
+const ASSERTIONS: [&str; 4] = [
     ">: Panic: file dsync-",
     " (mail_index_sync_map): assertion failed: ",
     " (maildir_save_sync_index): assertion failed: (first_uid != 0)",
