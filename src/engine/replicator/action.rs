@@ -110,13 +110,12 @@ pub enum Mailboxes {
     AsTheyAre,
     /// All: a sync before it was cut off.
     WithFirstModseq,
-    /// That was refused: all with their last.
+    /// All with their last, for their first was refused.
     WithLastModseq,
-    /// As was that: it may have been for what the state has, which is begun from [without its
-    /// modseqs](crate::engine::sync_state::without_modseqs).
+    /// The same, and those that the state has [without modseqs](crate::engine::sync_state::without_modseqs): one of these may be what is refused.
     WithoutModseqs,
-    /// As was that: all mailboxes, those of the state too, as ones of which [the first mail is
-    /// common](crate::engine::sync_state::from_first_mails).
+    /// All, those that the state has too, as ones of which [the first mail is common](crate::engine::sync_state::from_first_mails), for
+    /// nothing else was left.
     WithFirstMail,
 }
 
