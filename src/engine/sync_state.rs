@@ -64,6 +64,14 @@ fn body_of(state: &[u8]) -> Option<Vec<u8>> {
     (is_whole && is_known).then_some(data)
 }
 
+/// The same, where an empty state is one of no mailbox.
+fn body_or_empty(state: &[u8]) -> Option<Vec<u8>> {
+    match state {
+        [] => Some(vec![MAJOR_VERSION, 0, 0, 0]),
+        state => body_of(state),
+    }
+}
+
 fn encoded(mut body: Vec<u8>) -> Vec<u8> {
     let sum = crc32fast::hash(&body);
     body.extend(sum.to_le_bytes());
@@ -85,10 +93,7 @@ pub fn has_no_mailbox(state: &[u8]) -> bool {
 /// one that a node has not come to. The log begins anew where Maildir changes the UIDVALIDITY.
 #[must_use]
 pub fn with_mailboxes(state: &[u8], mailboxes: &[Mailbox]) -> Option<Vec<u8>> {
-    let mut body = match state {
-        [] => vec![MAJOR_VERSION, 0, 0, 0],
-        state => body_of(state)?,
-    };
+    let mut body = body_or_empty(state)?;
     let records = body.get(HEADER..)?.chunks_exact(RECORD);
     let mut known: HashSet<Guid> = records
         .filter_map(|record| record.get(GUID)?.try_into().ok())
@@ -114,10 +119,7 @@ fn short_enough(state: Vec<u8>) -> Option<Vec<u8>> {
 #[must_use]
 pub fn from_first_mails(state: &[u8], mailboxes: &[Mailbox]) -> Option<Vec<u8>> {
     const FIRST: u32 = 1;
-    let old = match state {
-        [] => vec![MAJOR_VERSION, 0, 0, 0],
-        state => body_of(state)?,
-    };
+    let old = body_or_empty(state)?;
     let (header, records) = old.split_at_checked(HEADER)?;
     let listed: HashSet<Guid> = mailboxes.iter().map(|mailbox| mailbox.guid).collect();
     let mut body = header.to_vec();
