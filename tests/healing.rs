@@ -723,6 +723,92 @@ fn sync_is_cut_off(target: &Target, format: Format, which: CutOff) -> Outcome {
 
 type Scenario = fn(&Target) -> Outcome;
 
+/// What each node does to its mailboxes before the other hears of it.
+#[derive(Clone, Copy)]
+struct Renames {
+    name: &'static str,
+    a: &'static [(&'static str, &'static str)],
+    b: &'static [(&'static str, &'static str)],
+}
+
+/// The mailboxes that both nodes have before.
+const BEFORE: [&str; 4] = ["Ren", "Ren/x", "Ren/x/y", "Ren/y"];
+
+/// From what the first is to get its name; a mailbox that is made comes from nowhere. dsync ends each with OK, and two names for one mailbox.
+const RENAMES: [Renames; 3] = [
+    Renames {
+        name: "mailboxes_renamed_to_a_name_that_the_other_node_makes",
+        a: &[("Ren/y", "New")],
+        b: &[("", "New")],
+    },
+    Renames {
+        name: "mailboxes_renamed_over_the_old_name_of_another",
+        a: &[("Ren/x", "Old"), ("Old", "New")],
+        b: &[("", "Ren/z"), ("Ren/z", "New")],
+    },
+    Renames {
+        name: "mailboxes_in_branches_renamed_to_one_name",
+        a: &[("Ren", "Del")],
+        b: &[("", "Del/a")],
+    },
+];
+
+/// One sync leaves a mailbox with two names, of which dsync says nothing; only the first node begins any.
+fn renamed_on_both_nodes(target: &Target, format: Format, renames: Renames) -> Outcome {
+    const USER: &str = "u1";
+    let pair = Pair::of(target)
+        .format(format)
+        .mail_plugins("notify acl")
+        .users([User::local(USER)])
+        .start()?;
+    let order = || {
+        pair.a
+            .doveadm(&["replicator", "replicate", "-p", "high", USER])
+    };
+    let subjects = |node: &Node| -> Outcome<Vec<String>> {
+        let found = node.doveadm(&["fetch", "-u", USER, "hdr.subject", "ALL"])?;
+        let mut found: Vec<String> = found.lines().map(str::to_owned).collect();
+        found.retain(|line| line.starts_with("hdr.subject"));
+        found.sort();
+        Ok(found)
+    };
+    let mut imap = pair.b.imap(USER)?;
+    imap.ok("SELECT INBOX")?;
+    imap.logout()?;
+    let mut imap = pair.a.imap(USER)?;
+    for mailbox in BEFORE {
+        imap.create(mailbox)?;
+        imap.append(mailbox, &message(mailbox))?;
+    }
+    imap.logout()?;
+    order()?;
+    // One who looks meanwhile is in dsync's way.
+    pair.wait_idle()?;
+    pair.wait_equal(&[USER], PATIENCE)?;
+    let mut made = BEFORE.len();
+    for (node, steps) in [(&pair.a, renames.a), (&pair.b, renames.b)] {
+        let mut imap = node.imap(USER)?;
+        for (from, to) in steps {
+            if from.is_empty() {
+                imap.create(to)?;
+                imap.append(to, &message(&format!("new {to}")))?;
+                made += 1;
+            } else {
+                imap.ok(&format!("RENAME {from} {to}"))?;
+            }
+        }
+        imap.logout()?;
+    }
+    order()?;
+    pair.wait_idle()?;
+    pair.wait_equal(&[USER], PATIENCE)?;
+    for node in [&pair.a, &pair.b] {
+        let found = subjects(node)?;
+        check(found.len() == made, || format!("{found:?}"))?;
+    }
+    finish(pair)
+}
+
 fn main() -> ExitCode {
     if let Err(failed) = harness::disk::in_own_mounts() {
         eprintln!("{}", failed.message().unwrap_or("?"));
@@ -748,6 +834,13 @@ fn main() -> ExitCode {
                 let name = format!("{}_{}", which.name(), format.name());
                 trials.push(trial(target, &name, move || {
                     sync_is_cut_off(&of, format, which)
+                }));
+            }
+            for renames in RENAMES {
+                let of = target.clone();
+                let name = format!("{}_{}", renames.name, format.name());
+                trials.push(trial(target, &name, move || {
+                    renamed_on_both_nodes(&of, format, renames)
                 }));
             }
         }

@@ -133,8 +133,8 @@ pub const SERVED: &[u8] = b"SERVED\n";
 /// What a dsync process of this node tells of what it saw.
 #[must_use]
 pub fn observed_request(username: &[u8], observed: &Observed) -> Vec<u8> {
-    let guids = observed.guids_healed.to_string();
-    let mut fields: Vec<&[u8]> = vec![b"OBSERVED", username, guids.as_bytes()];
+    let [guids, renames] = [observed.guids_healed, observed.renames].map(|count| count.to_string());
+    let mut fields: Vec<&[u8]> = vec![b"OBSERVED", username, guids.as_bytes(), renames.as_bytes()];
     if let Some(names) = &observed.hostnames {
         let ran: &[u8] = match names.side {
             Side::Ours => b"sync",
@@ -383,6 +383,7 @@ mod tests {
         assert_eq!(notify_request(b"u\n"), b"NOTIFY\tu\x01n\t\t\n");
         let observed = Observed {
             guids_healed: 2,
+            renames: 3,
             hostnames: Some(Hostnames {
                 peer: b"h".to_vec(),
                 own: b"g".to_vec(),
@@ -391,7 +392,7 @@ mod tests {
         };
         assert_eq!(
             observed_request(b"u", &observed),
-            b"OBSERVED\tu\t2\th\tg\tdsync-server\n"
+            b"OBSERVED\tu\t2\t3\th\tg\tdsync-server\n"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What dsync's own processes see that the replicator cannot: mailboxes that they brought together, and the peer's host name.
+//! What dsync's own processes see that the replicator cannot: mailboxes that they brought together or renamed, and the peer's host name.
 
 use std::cmp::Ordering;
 
@@ -15,6 +15,8 @@ pub const HOSTNAME_BYTES_MAX: usize = 255;
 pub struct Observed {
     /// Mailboxes with two GUIDs that have the peer's now.
     pub guids_healed: u32,
+    /// Mailboxes that dsync renamed on this node, or made under a name of its own.
+    pub renames: u32,
     /// Told where it matters: they are the same, or the sync failed.
     pub hostnames: Option<Hostnames>,
 }
@@ -87,6 +89,29 @@ pub fn guid_taken(mailbox: &str, guid: [u8; 16]) -> String {
     )
 }
 
+/// Whether a part of the mailbox's name is one that dsync gives where another mailbox has the name: `NAME-temp-` and a number, a GUID or a
+/// hash in hexadecimal digits. Source: Dovecot, `src/doveadm/dsync/dsync-mailbox-tree-sync.c` of 2.3.13 to 2.4.5.
+#[must_use]
+pub fn is_dsyncs_own_name(mailbox: &str) -> bool {
+    mailbox.match_indices("-temp-").any(|(at, mark)| {
+        let rest = mailbox.get(at + mark.len()..).unwrap_or_default();
+        // Whatever the separator is, it is no such digit.
+        rest.starts_with(|letter: char| letter.is_ascii_hexdigit())
+    })
+}
+
+/// The line for the log: dsync has renamed the mailbox.
+#[must_use]
+pub fn renamed_to_own_name(mailbox: &str, name: &str) -> String {
+    format!("Mailbox {mailbox} was renamed to {name}: both nodes gave its name to another mailbox")
+}
+
+/// The line for the log: dsync has made the mailbox.
+#[must_use]
+pub fn created_under_own_name(name: &str) -> String {
+    format!("Mailbox {name} was made: on the other node another mailbox took its name")
+}
+
 /// The host name in the handshake of dsync's stream, if these bytes, which begin with any whole line before it, have it.
 /// Each kind of record is announced by a line of its letter and the names of its fields; then a handshake is a line `H`
 /// with the values, the host name first. Source: Dovecot, `src/doveadm/dsync/dsync-ibc-stream.c` of 2.3.13 to 2.4.1.
@@ -131,6 +156,29 @@ mod tests {
         let line = guid_taken("a b", [0xab; 16]);
         assert!(line.starts_with("Mailbox a b was made on both nodes"));
         assert!(line.contains(&"ab".repeat(16)));
+    }
+
+    #[test]
+    fn name_that_dsync_gave_is_told_from_a_clients() {
+        for name in [
+            "New-temp-1",
+            "New-temp-162a7d197c5c076b977e000083ecc375",
+            "Del-temp-1/a/y",
+            "a.b-temp-f.c",
+            "x-temp-/y-temp-2",
+        ] {
+            assert!(is_dsyncs_own_name(name), "{name}");
+        }
+        for name in [
+            "INBOX",
+            "temp-1",
+            "my-temp",
+            "my-temp-",
+            "my-temp-/a",
+            "-temp-zoo",
+        ] {
+            assert!(!is_dsyncs_own_name(name), "{name}");
+        }
     }
 
     #[test]

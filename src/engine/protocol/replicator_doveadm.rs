@@ -28,7 +28,7 @@
 //!                                    <target>\t<up|down|unknown>\t<since>\t<users waiting>\t<reason>
 //!                                    \t<next probe secs, or empty>\t<users>
 //!                                    \t<host name that it shares with this node, or empty>, blank line
-//! C: OBSERVED\t<username>\t<mailboxes with two GUIDs brought together>
+//! C: OBSERVED\t<username>\t<mailboxes with two GUIDs brought together>\t<mailboxes that dsync renamed>
 //!        [\t<host name of the peer>\t<this node's>\t<sync|dsync-server, which this node ran>]
 //!                                 S: +
 //! C: SERVING\t<username>          S: nothing; this process has begun to serve a sync of the peer
@@ -254,15 +254,16 @@ fn parse_line(line: &[u8]) -> Result<Request, RequestError> {
             username: username.clone(),
         },
         (b"SHOW", _) => return Err(RequestError::InvalidParameters("SHOW")),
-        (b"OBSERVED", [username, guids, names @ ..]) if valid(username) => Request::Observed {
-            username: username.clone(),
-            observed: Observed {
-                guids_healed: parse_number(guids)
-                    .and_then(|number| u32::try_from(number).ok())
-                    .ok_or(RequestError::InvalidParameters("OBSERVED"))?,
-                hostnames: parse_hostnames(names)?,
-            },
-        },
+        (b"OBSERVED", [username, guids, renames, names @ ..]) if valid(username) => {
+            Request::Observed {
+                username: username.clone(),
+                observed: Observed {
+                    guids_healed: parse_count(guids)?,
+                    renames: parse_count(renames)?,
+                    hostnames: parse_hostnames(names)?,
+                },
+            }
+        }
         (b"OBSERVED", _) => return Err(RequestError::InvalidParameters("OBSERVED")),
         (b"SERVING", [username]) if valid(username) => Request::Serving {
             username: username.clone(),
@@ -274,6 +275,12 @@ fn parse_line(line: &[u8]) -> Result<Request, RequestError> {
         (other, _) => return Err(RequestError::UnknownCommand(printable(other))),
     };
     Ok(request)
+}
+
+/// One of OBSERVED.
+fn parse_count(field: &[u8]) -> Result<u32, RequestError> {
+    let count = parse_number(field).and_then(|number| u32::try_from(number).ok());
+    count.ok_or(RequestError::InvalidParameters("OBSERVED"))
 }
 
 /// Those of OBSERVED, where it has any.
@@ -437,11 +444,12 @@ mod tests {
                 },
             ),
             (
-                b"OBSERVED\tu\t2\th\tg\tsync\n",
+                b"OBSERVED\tu\t2\t0\th\tg\tsync\n",
                 Request::Observed {
                     username: b"u".to_vec(),
                     observed: Observed {
                         guids_healed: 2,
+                        renames: 0,
                         hostnames: Some(Hostnames {
                             peer: b"h".to_vec(),
                             own: b"g".to_vec(),
@@ -451,11 +459,12 @@ mod tests {
                 },
             ),
             (
-                b"OBSERVED\tu\t1\n",
+                b"OBSERVED\tu\t1\t3\n",
                 Request::Observed {
                     username: b"u".to_vec(),
                     observed: Observed {
                         guids_healed: 1,
+                        renames: 3,
                         hostnames: None,
                     },
                 },

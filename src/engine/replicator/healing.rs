@@ -4,6 +4,7 @@
 //! - A state that is refused is made anew by a full sync; until then it is there for one that follows a cut.
 //! - Fast syncs that a concurrent change ends again and again: a full sync. Not where one failed in between: a full sync after one
 //!   that was cut off may take a mail that was only half over for one that was expunged.
+//! - Mailboxes that dsync renamed: another sync (see `renames`).
 //! - A lock that another dsync of the user holds: we step back until it has ended. Of two nodes that lock each other out the one whose
 //!   host name is the lower goes on first, which both find by themselves; where the peer's is not known, or the same, chance decides.
 //!
@@ -50,6 +51,9 @@ impl Replicator {
     /// A dsync process of this node, ours or the peer's dsync-server, tells what it saw.
     pub fn handle_observed(&mut self, now: Now, username: &[u8], observed: &Observed) {
         self.totals.healed_guids += u64::from(observed.guids_healed);
+        if observed.renames > 0 {
+            self.handle_renamed(now, username);
+        }
         let Some(hostnames) = &observed.hostnames else {
             return;
         };
@@ -249,7 +253,8 @@ impl Replicator {
 
     /// Something new came for a row that waits for `at`.
     pub(super) fn bring_forward(&mut self, now: Now, id: RowId, at: Mono) {
-        if self.is_settling(id) && self.queue.failures(id) == 0 {
+        let follows_renames = self.queue.work(id).is_some_and(|work| work.after_renames);
+        if (self.is_settling(id) || follows_renames) && self.queue.failures(id) == 0 {
             self.queue.work_mut(id).since = millis(now.mono);
             return self.make_ready(id);
         }

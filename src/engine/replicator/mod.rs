@@ -27,6 +27,7 @@ mod periodic;
 mod queue;
 mod reachability;
 mod record;
+mod renames;
 mod report;
 mod restore;
 mod rows;
@@ -67,6 +68,7 @@ use log::Log;
 use lookups::Why;
 use peers::Peers;
 use queue::Queue;
+use renames::Renames;
 use sweep::Sweep;
 use syncs::{LocalServer, Running};
 use unknown::UnknownUsers;
@@ -82,6 +84,7 @@ pub struct Replicator {
     queue: Queue,
     peers: Peers,
     waiters: Waiters,
+    renames: Renames,
     unknown: UnknownUsers,
     journal: Journal,
     busy: BTreeMap<UserId, Busy>,
@@ -144,6 +147,7 @@ impl Replicator {
             queue: Queue::default(),
             peers: Peers::default(),
             waiters: Waiters::default(),
+            renames: Renames::default(),
             unknown: UnknownUsers::default(),
             journal: Journal::default(),
             busy: BTreeMap::new(),

@@ -88,6 +88,8 @@ pub(super) struct Work {
     pub(super) reported: bool,
     /// Whatever becomes of the failures.
     pub(super) settling: Option<Settling>,
+    /// For a sync to follow one in which dsync renamed mailboxes; what is notified need not wait.
+    pub(super) after_renames: bool,
     /// For the end of a sync that the peer began.
     pub(super) waits_for_peer: bool,
 }

@@ -97,6 +97,8 @@ pub struct Totals {
     pub healed_states: u64,
     /// Full syncs asked for because fast ones ended with a change, or failed, again and again.
     pub healed_repeats: u64,
+    /// Syncs made again because dsync had renamed mailboxes.
+    pub healed_renames: u64,
     /// Syncs ended at their deadline.
     pub syncs_aborted: u64,
     /// Waiters answered `+`.

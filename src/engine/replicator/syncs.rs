@@ -43,6 +43,8 @@ pub(super) struct Running {
     begun_from_mailboxes: bool,
     /// What the row was before it began, to be so again unless it is a success.
     stale: Stale,
+    /// dsync has renamed mailboxes here.
+    pub(super) renamed: bool,
     /// Something was notified, or what was is not over yet, or a full one was wanted.
     for_changes: bool,
     pub(super) sync_type: SyncType,
@@ -148,6 +150,7 @@ impl Replicator {
             mailboxes,
             begun_from_mailboxes: false,
             stale,
+            renamed: false,
             for_changes,
             sync_type,
             turn: self.waiters.turn(),
@@ -165,7 +168,9 @@ impl Replicator {
         self.totals.full_syncs_started += u64::from(full);
         self.totals.settling_syncs_started += u64::from(settles && full);
         self.place(id, Place::Running(sync));
-        self.queue.work_mut(id).waits_for_peer = false;
+        let work = self.queue.work_mut(id);
+        work.waits_for_peer = false;
+        work.after_renames = false;
         self.touch(id);
         self.actions.push_back(Action::StartSync {
             sync,
@@ -397,6 +402,8 @@ impl Replicator {
         }
         if goes_on {
             self.enqueue(now, id);
+        } else if running.renamed {
+            self.sync_after_renames(now, id);
         }
         let replicas = self.users.replicas(id.user);
         let answers = self

@@ -1,4 +1,4 @@
-//! Two mailboxes of one name with two GUIDs, as dsync meets them: what it does to the mailboxes here.
+//! Two mailboxes of one name, as dsync meets them: what it does to the mailboxes here.
 //!
 //! Both nodes make a mailbox of one name (the user's first login on each makes INBOX): then dsync tries to create the
 //! peer's mailbox here, finds that there is one, and the higher of the two GUIDs is taken by the side that has the lower.
@@ -6,8 +6,13 @@
 //! dsync swaps them and ends with a change on the other side, for ever. Here a mailbox gets them only if it was created,
 //! as on 2.4, and what dsync means to do then is done. One side that does so is enough: the other may be stock's.
 //!
-//! A mailbox that takes the peer's GUID is said in one line, which the replicator counts. Nothing is said or changed but for
-//! dsync, and no mailbox or mail is removed.
+//! A mailbox that takes the peer's GUID is said in one line, which the replicator counts.
+//!
+//! Where both nodes gave one name to two mailboxes dsync renames one of them, on each side by itself, and to a name that may not be the
+//! other's; a name of its own (`NAME-temp-1`, then `NAME-temp-GUID`, in `dsync-mailbox-tree-sync.c`) is said. The replicator is told of
+//! every rename: the next sync makes the names one.
+//!
+//! Nothing is said or changed but for dsync, and no mailbox or mail is removed.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
@@ -27,6 +32,7 @@ type Alloc = unsafe extern "C" fn(
 ) -> *mut ffi::mailbox;
 type Create = unsafe extern "C" fn(*mut ffi::mailbox, *const ffi::mailbox_update, bool) -> c_int;
 type Update = unsafe extern "C" fn(*mut ffi::mailbox, *const ffi::mailbox_update) -> c_int;
+type Rename = unsafe extern "C" fn(*mut ffi::mailbox, *mut ffi::mailbox) -> c_int;
 
 /// The formats that keep a GUID with the mailbox, where replication works.
 const FORMATS: [&CStr; 3] = [c"maildir", c"sdbox", c"mdbox"];
@@ -44,6 +50,7 @@ struct Stock {
     alloc: Alloc,
     create: Option<Create>,
     update: Option<Update>,
+    rename: Option<Rename>,
 }
 
 static WRAPPED: Mutex<Vec<Stock>> = Mutex::new(Vec::new());
@@ -78,6 +85,7 @@ pub fn wrap() {
                 alloc,
                 create: None,
                 update: None,
+                rename: None,
             });
         });
     }
@@ -133,21 +141,37 @@ fn adopt(format: &CStr, mailbox: *mut ffi::mailbox) {
     stock_of(format, |stock| {
         stock.create = v.create_box;
         stock.update = v.update_box;
+        stock.rename = v.rename_box;
     });
     if v.create_box.is_some() && v.update_box.is_some() {
         v.create_box = Some(create_box);
         v.update_box = Some(update_box);
     }
+    if v.rename_box.is_some() {
+        v.rename_box = Some(rename_box);
+    }
 }
 
-/// The format's own functions, and whether `create` is to be kept from changing what was there.
-fn functions_of(mailbox: *mut ffi::mailbox) -> (Create, Update, bool) {
+fn format_of<'a>(mailbox: *mut ffi::mailbox) -> &'a CStr {
     // SAFETY: Dovecot gave the mailbox for the time of the call.
     let storage = unsafe { (*mailbox).storage };
     // SAFETY: a mailbox has a storage.
     let name = unsafe { (*storage).name };
     // SAFETY: a NUL-terminated constant.
-    let format = unsafe { CStr::from_ptr(name) };
+    unsafe { CStr::from_ptr(name) }
+}
+
+fn name_of(mailbox: *mut ffi::mailbox) -> String {
+    // SAFETY: Dovecot gave the mailbox for the time of the call.
+    let name = unsafe { (*mailbox).vname };
+    // SAFETY: a mailbox has a name, a NUL-terminated string.
+    let name = unsafe { CStr::from_ptr(name) };
+    String::from_utf8_lossy(name.to_bytes()).into_owned()
+}
+
+/// The format's own functions, and whether `create` is to be kept from changing what was there.
+fn functions_of(mailbox: *mut ffi::mailbox) -> (Create, Update, bool) {
+    let format = format_of(mailbox);
     match stock_of(format, |stock| (stock.create, stock.update)) {
         Some((Some(create), Some(update))) => (create, update, CHANGES_EXISTING == Some(format)),
         // `adopt` has stored them, or our functions would not be in the mailbox.
@@ -177,11 +201,46 @@ unsafe extern "C" fn create_box(
         NOT_CREATED.store(mailbox as usize, Relaxed);
         return created;
     }
+    guard("create_box", (), || note_created(mailbox));
     if !changes_existing {
         return created;
     }
     // SAFETY: what `create` does with `update` when it has created the mailbox.
     unsafe { change(mailbox, update) }
+}
+
+/// The peer, which has the mailbox under its old name, is about to rename it, or has done so under another name.
+fn note_created(mailbox: *mut ffi::mailbox) {
+    let name = name_of(mailbox);
+    if healing::is_dsyncs_own_name(&name) {
+        observer::renamed();
+        log::info!("{}", healing::created_under_own_name(&name));
+    }
+}
+
+unsafe extern "C" fn rename_box(
+    source: *mut ffi::mailbox,
+    destination: *mut ffi::mailbox,
+) -> c_int {
+    let Some(rename) = stock_of(format_of(source), |stock| stock.rename).flatten() else {
+        // `adopt` has stored it, or our function would not be in the mailbox.
+        std::process::abort();
+    };
+    // SAFETY: the format's own function with what it was to be called with.
+    let result = unsafe { rename(source, destination) };
+    // SAFETY: Dovecot gave the mailbox for the time of the call.
+    if result >= 0 && unsafe { ffi::replication_doveadm_is_dsync(source) } {
+        guard("rename_box", (), || note_renamed(source, destination));
+    }
+    result
+}
+
+fn note_renamed(source: *mut ffi::mailbox, destination: *mut ffi::mailbox) {
+    observer::renamed();
+    let name = name_of(destination);
+    if healing::is_dsyncs_own_name(&name) {
+        log::info!("{}", healing::renamed_to_own_name(&name_of(source), &name));
+    }
 }
 
 unsafe extern "C" fn update_box(
@@ -205,11 +264,6 @@ fn say(mailbox: *mut ffi::mailbox, update: *const ffi::mailbox_update) {
     if guid == [0; 16] || !unsafe { ffi::replication_doveadm_is_dsync(mailbox) } {
         return;
     }
-    // SAFETY: as above.
-    let name = unsafe { (*mailbox).vname };
-    // SAFETY: a mailbox has a name, a NUL-terminated string.
-    let name = unsafe { CStr::from_ptr(name) };
-    let name = String::from_utf8_lossy(name.to_bytes());
-    log::info!("{}", healing::guid_taken(&name, guid));
+    log::info!("{}", healing::guid_taken(&name_of(mailbox), guid));
     observer::guid_healed();
 }

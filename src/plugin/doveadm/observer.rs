@@ -1,4 +1,4 @@
-//! What a dsync process sees and the replicator cannot: mailboxes that it brought together, and the peer's host name, which is
+//! What a dsync process sees and the replicator cannot: mailboxes that it brought together or renamed, and the peer's host name, which is
 //! in the handshake of dsync's stream.
 //!
 //! Each node's dsyncs keep each other out by a lock on the node whose host name is the lower one. With one name on both, each
@@ -49,6 +49,7 @@ struct Awaited {
 
 static OBSERVED: Mutex<Observed> = Mutex::new(Observed {
     guids_healed: 0,
+    renames: 0,
     hostnames: None,
 });
 static WATCHED: Mutex<Option<Watched>> = Mutex::new(None);
@@ -63,6 +64,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn guid_healed() {
     let mut observed = lock(&OBSERVED);
     observed.guids_healed = observed.guids_healed.saturating_add(1);
+}
+
+/// dsync has given a mailbox another name.
+pub fn renamed() {
+    let mut observed = lock(&OBSERVED);
+    observed.renames = observed.renames.saturating_add(1);
 }
 
 /// What was seen since the last time.

@@ -463,6 +463,7 @@ impl Replicator {
             ("healed_guids", totals.healed_guids),
             ("healed_states", totals.healed_states),
             ("healed_repeats", totals.healed_repeats),
+            ("healed_renames", totals.healed_renames),
             ("replicas_stuck", self.engine.replicas_stuck()),
             ("waiters_ok", totals.waiters_ok),
             ("waiters_failed", totals.waiters_failed),

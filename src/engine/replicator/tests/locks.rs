@@ -8,6 +8,7 @@ const A_SYNC: Duration = Duration::from_secs(2);
 
 fn observed(own: &str, peer: &str, side: Side) -> Observed {
     Observed {
+        renames: 0,
         guids_healed: 0,
         hostnames: Some(Hostnames {
             peer: peer.into(),

@@ -14,6 +14,7 @@ mod healing;
 mod locks;
 mod peers;
 mod peers_syncs;
+mod renames;
 mod schedule;
 mod settle;
 mod users;
