@@ -377,7 +377,7 @@ fn flag_of_newer_mail(target: &Target, from: From) -> Outcome {
 /// one from the state before brings it over, also one that sends the flags of all mails. So the replicator does not follow a failure with
 /// a full sync, and has flags come over from the state.
 fn full_after_cut(target: &Target) -> Outcome {
-    const CUTS: usize = 24;
+    const CUTS: usize = 12;
     for cut in 1..=CUTS {
         let bytes = (1 + cut % 6) * 90_000;
         for then in [Then::Fast, Then::AnyChange] {
@@ -395,6 +395,8 @@ fn full_after_cut(target: &Target) -> Outcome {
 }
 
 const MAILS_OF_B: usize = 8;
+/// b has renumbered its mails while the first of them is still on its way.
+const PIECE_DELAY: Duration = Duration::from_millis(20);
 
 /// The sync that follows one that was cut off.
 #[derive(Clone, Copy, Debug)]
@@ -421,7 +423,7 @@ fn left_after_cut(target: &Target, bytes: usize, then: Then) -> Outcome<usize> {
         deliver(&nodes.a, "on-a", 1)?;
         deliver(&nodes.b, "on-b", 2_000)?;
     }
-    nodes.to_b.set(Link::CutAfter(bytes));
+    nodes.to_b.set(Link::SlowAndCutAfter(PIECE_DELAY, bytes));
     nodes.dsync(&["-s", &state])?;
     nodes.to_b.set(Link::Up);
     let all_flags = without_modseqs(&state)?;

@@ -19,6 +19,8 @@ pub enum Link {
     CutAfter(usize),
     /// Every piece of 16 KiB or less is late by this.
     Slow(Duration),
+    /// Both.
+    SlowAndCutAfter(Duration, usize),
     /// Nothing passes, and nothing ends.
     Stalled,
 }
@@ -41,7 +43,7 @@ impl State {
     fn is_cut(&self, passed: usize) -> bool {
         let is_cut = match self.link() {
             Link::Cut => true,
-            Link::CutAfter(bytes) => passed >= bytes,
+            Link::CutAfter(bytes) | Link::SlowAndCutAfter(_, bytes) => passed >= bytes,
             _ => false,
         };
         is_cut || self.ended.load(Ordering::Relaxed)
@@ -166,7 +168,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, state: &State) {
                 return;
             }
         };
-        if let Link::Slow(delay) = state.link() {
+        if let Link::Slow(delay) | Link::SlowAndCutAfter(delay, _) = state.link() {
             std::thread::sleep(delay);
         }
         // What was read when the link stalled comes after it.
@@ -176,7 +178,9 @@ fn pass(mut from: TcpStream, mut to: TcpStream, state: &State) {
         passed += read;
         let piece = match state.link() {
             // A mail is cut off in its middle.
-            Link::CutAfter(bytes) if passed > bytes => &piece[..read - (passed - bytes).min(read)],
+            Link::CutAfter(bytes) | Link::SlowAndCutAfter(_, bytes) if passed > bytes => {
+                &piece[..read - (passed - bytes).min(read)]
+            }
             _ => &piece[..read],
         };
         if to.write_all(piece).is_err() {
