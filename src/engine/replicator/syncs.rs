@@ -378,7 +378,8 @@ impl Replicator {
         if running.full {
             row.last_full_sync = now.wall;
             let secs = now.mono.since(running.begun).as_secs();
-            row.full_sync_secs = u8::try_from(secs).unwrap_or(u8::MAX);
+            let most = row.full_sync_secs.saturating_mul(2).saturating_add(1);
+            row.full_sync_secs = u8::try_from(secs).unwrap_or(u8::MAX).min(most);
         }
         row.failed = false;
         row.resync = false;

@@ -54,7 +54,7 @@ pub(super) struct Row {
     pub(super) force_full: bool,
     pub(super) has_state: bool,
     pub(super) stale: Stale,
-    /// What the last full sync took.
+    /// What the last full sync took. No more than twice what the one before took, and a second: it may have waited for a lock.
     pub(super) full_sync_secs: u8,
     /// To be synced once because the machine went down uncleanly.
     pub(super) resync: bool,

@@ -174,7 +174,10 @@ impl Model {
                 let text = || format!("{id} in {place:?}: {found} of {count:?}");
                 if found < count.least(place) {
                     verdict.lost.push(text());
-                } else if found > count.most() && count.taken > 0 && found <= count.made {
+                } else if found > count.most()
+                    && count.taken > 0
+                    && found <= count.made + count.perhaps_made
+                {
                     verdict.back.push(text());
                 } else if found > count.most() && is_renamed(place) {
                     verdict.doubled_by_renames.push(text());

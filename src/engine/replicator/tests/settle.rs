@@ -106,6 +106,26 @@ fn sync_that_never_reached_the_peer_needs_no_full_sync() {
 }
 
 #[test]
+fn full_sync_that_waited_for_a_lock_does_not_put_off_the_next_for_minutes() {
+    let mut world = rested();
+    let full_after = |world: &mut World, secs: u64| {
+        world.peer_syncs("u0", false, false);
+        world.change("u0", Priority::Low);
+        let sync = world.sync_of("u0").expect("runs");
+        world.succeed(sync);
+        let wait = time_to_next_sync(world);
+        let sync = world.sync_of("u0").expect("the full one");
+        assert!(world.syncs[&sync].full);
+        world.run_but_syncs_for(Duration::from_secs(secs));
+        world.succeed(sync);
+        wait.as_secs()
+    };
+    full_after(&mut world, 30);
+    let waits: Vec<u64> = (0..5).map(|_| full_after(&mut world, 10)).collect();
+    assert_eq!(waits, [20, 60, 140, 200, 200]);
+}
+
+#[test]
 fn row_that_is_never_quiet_is_settled_once_in_a_minute() {
     let mut world = rested();
     for _ in 0..180 {
@@ -121,7 +141,7 @@ fn row_that_is_never_quiet_is_settled_once_in_a_minute() {
 fn full_sync_that_takes_long_is_made_the_more_seldom() {
     let mut world = rested();
     let mut begun = Vec::new();
-    while begun.len() < 3 {
+    while begun.len() < 4 {
         world.peer_syncs("u0", false, false);
         world.change("u0", Priority::Low);
         world.run_but_syncs_for(Duration::from_secs(4));
@@ -134,7 +154,7 @@ fn full_sync_that_takes_long_is_made_the_more_seldom() {
             world.settle_but_syncs();
         }
     }
-    assert!(begun[2].since(begun[1]) >= Duration::from_secs(120));
+    assert!(begun[3].since(begun[2]) >= Duration::from_secs(120));
 }
 
 #[test]
