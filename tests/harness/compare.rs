@@ -34,7 +34,7 @@ fn short(value: &str) -> String {
 pub fn picture(node: &Node, user: &str) -> Outcome<Picture> {
     let mut imap = node.imap(user)?;
     let mut seen = Picture::new();
-    let mut mailboxes = Vec::new();
+    let (mut mailboxes, mut parents) = (Vec::new(), Vec::new());
     for line in imap.ok("LIST \"\" *")? {
         let Some((flags, name)) = list_line(&line, "* LIST ") else {
             continue;
@@ -42,6 +42,8 @@ pub fn picture(node: &Node, user: &str) -> Outcome<Picture> {
         seen.insert(format!("mailbox {name}"), "exists".to_owned());
         if !flags.contains("\\Noselect") && !flags.contains("\\NonExistent") {
             mailboxes.push((name.to_owned(), flags.contains("\\HasChildren")));
+        } else {
+            parents.push(name.to_owned());
         }
     }
     for line in imap.ok("LSUB \"\" *")? {
@@ -55,6 +57,7 @@ pub fn picture(node: &Node, user: &str) -> Outcome<Picture> {
             // Dovecot's list names what is not there (docs/limits.md): a deleted one with children, under faults others.
             if !has_children {
                 seen.remove(&format!("mailbox {name}"));
+                forget_parents(&mut seen, &name, &parents);
             }
             continue;
         }
@@ -78,9 +81,29 @@ pub fn picture(node: &Node, user: &str) -> Outcome<Picture> {
     Ok(seen)
 }
 
-/// Whether this is the answer to an EXAMINE of a mailbox that does not exist; 2.3 gives no code.
+/// Whether this is the answer to an EXAMINE of a mailbox that does not exist, or that a full disk kept from being deleted altogether; 2.3
+/// gives no code.
 pub fn is_nonexistent(tagged: &str) -> bool {
-    tagged.starts_with("NO ") && tagged.contains("Mailbox doesn't exist")
+    let answers = ["Mailbox doesn't exist", "Mailbox was deleted under us"];
+    tagged.starts_with("NO ") && answers.iter().any(|answer| tagged.contains(answer))
+}
+
+/// Those that were listed for the sake of this mailbox alone are not there either.
+fn forget_parents(seen: &mut Picture, mailbox: &str, parents: &[String]) {
+    let plain = |name: &str| name.trim_matches('"').to_owned();
+    // As often as there may be one over the other.
+    for _ in parents {
+        for parent in parents {
+            let prefix = format!("{}/", plain(parent));
+            let is_under = |key: &String| {
+                let name = key.strip_prefix("mailbox ");
+                name.is_some_and(|name| plain(name).starts_with(&prefix))
+            };
+            if plain(mailbox).starts_with(&prefix) && !seen.keys().any(is_under) {
+                seen.remove(&format!("mailbox {parent}"));
+            }
+        }
+    }
 }
 
 fn list_line<'a>(line: &'a str, prefix: &str) -> Option<(&'a str, &'a str)> {
