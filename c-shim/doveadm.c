@@ -173,6 +173,20 @@ bool replication_doveadm_is_dsync(struct mailbox *box)
 	return box->storage->user->dsyncing;
 }
 
+bool replication_doveadm_undelete(struct mailbox *box)
+{
+	bool undeleted = FALSE;
+
+	mail_storage_last_error_push(box->storage);
+	if (mailbox_open(box) < 0 && box->mailbox_deleted) {
+		undeleted = mailbox_mark_index_deleted(box, FALSE) == 0;
+		box->mailbox_deleted = FALSE;
+	}
+	mailbox_close(box);
+	mail_storage_last_error_pop(box->storage);
+	return undeleted;
+}
+
 const char *replication_doveadm_username(struct mail_user *user)
 {
 	return user->username;

@@ -68,6 +68,10 @@ const unsigned char *replication_doveadm_buffered(struct istream_private *stream
 /* Whether it is dsync that works on the mailbox. */
 bool replication_doveadm_is_dsync(struct mailbox *box);
 
+/* Takes the mark of a deletion off the mailbox's index; whether there was one. Only with the mailbox list locked: who deletes keeps it
+   locked from the mark to the end. The storage's last error stays. */
+bool replication_doveadm_undelete(struct mailbox *box);
+
 /* A TLS client on a connected socket, with Dovecot's own settings and certificate checks: the same as of dsync. It waits for
    the peer, and runs no ioloop. */
 struct replication_tls;

@@ -809,6 +809,56 @@ fn renamed_on_both_nodes(target: &Target, format: Format, renames: Renames) -> O
     finish(pair)
 }
 
+/// A process was killed in the middle of DELETE: the index is marked deleted and the mailbox still there. Dovecot would take the mark off after five
+/// minutes, until which dsync comes to create the mailbox that the other node has, and fails.
+fn deleted_half_way(target: &Target, format: Format) -> Outcome {
+    /// The record `index-deleted (ext)` of dovecot.index.log: its size and type, and four bytes of nothing.
+    const INDEX_DELETED: [u8; 12] = [0x80, 0x80, 0x80, 0x83, 0, 0, 2, 0x10, 0, 0, 0, 0];
+    const USER: &str = "u1";
+    let pair = Pair::of(target)
+        .format(format)
+        .users([User::local(USER)])
+        .start()?;
+    let append = |node: &Node, mailbox: &str, subject: &str| -> Outcome {
+        let mut imap = node.imap(USER)?;
+        imap.append(mailbox, &message(subject))?;
+        imap.logout()
+    };
+    let mut imap = pair.a.imap(USER)?;
+    imap.create("Half")?;
+    imap.logout()?;
+    append(&pair.a, "Half", "before")?;
+    pair.wait_equal(&[USER], PATIENCE)?;
+    pair.wait_idle()?;
+    let mailbox = match format {
+        Format::Maildir => "Maildir/.Half".to_owned(),
+        _ => format!("{}/mailboxes/Half/dbox-Mails", format.name()),
+    };
+    let index = pair
+        .a
+        .path(&format!("mail/{USER}/{mailbox}/dovecot.index.log"));
+    let mut index = fs::OpenOptions::new().append(true).open(index)?;
+    index.write_all(&INDEX_DELETED)?;
+    append(&pair.b, "Half", "after")?;
+    append(&pair.a, "INBOX", "elsewhere")?;
+    pair.wait_equal(&[USER], PATIENCE)?;
+    pair.wait_idle()?;
+    let mut imap = pair.a.imap(USER)?;
+    let there = imap.ok("STATUS Half (MESSAGES)")?.concat();
+    imap.logout()?;
+    check(there.contains("MESSAGES 2"), || there)?;
+    check(metric(&pair.a, "healed_deletes")? == 1, || {
+        "not counted once".to_owned()
+    })?;
+    let said = pair.a.log_lines("Mailbox Half was deleted half-way");
+    check(said.len() == 1, || format!("{said:?}"))?;
+    for node in [&pair.a, &pair.b] {
+        // What looks at the mailbox before it is there again.
+        node.tolerate_log("Mailbox was deleted under us");
+    }
+    finish(pair)
+}
+
 fn main() -> ExitCode {
     if let Err(failed) = harness::disk::in_own_mounts() {
         eprintln!("{}", failed.message().unwrap_or("?"));
@@ -836,6 +886,9 @@ fn main() -> ExitCode {
                     sync_is_cut_off(&of, format, which)
                 }));
             }
+            let of = target.clone();
+            let name = format!("mailbox_deleted_half_way_{}", format.name());
+            trials.push(trial(target, &name, move || deleted_half_way(&of, format)));
             for renames in RENAMES {
                 let of = target.clone();
                 let name = format!("{}_{}", renames.name, format.name());

@@ -133,8 +133,10 @@ pub const SERVED: &[u8] = b"SERVED\n";
 /// What a dsync process of this node tells of what it saw.
 #[must_use]
 pub fn observed_request(username: &[u8], observed: &Observed) -> Vec<u8> {
-    let [guids, renames] = [observed.guids_healed, observed.renames].map(|count| count.to_string());
-    let mut fields: Vec<&[u8]> = vec![b"OBSERVED", username, guids.as_bytes(), renames.as_bytes()];
+    let counts = [observed.guids_healed, observed.renames, observed.undeleted];
+    let counts = counts.map(|count| count.to_string());
+    let mut fields: Vec<&[u8]> = vec![b"OBSERVED", username];
+    fields.extend(counts.iter().map(String::as_bytes));
     if let Some(names) = &observed.hostnames {
         let ran: &[u8] = match names.side {
             Side::Ours => b"sync",
@@ -384,6 +386,7 @@ mod tests {
         let observed = Observed {
             guids_healed: 2,
             renames: 3,
+            undeleted: 0,
             hostnames: Some(Hostnames {
                 peer: b"h".to_vec(),
                 own: b"g".to_vec(),
@@ -392,7 +395,7 @@ mod tests {
         };
         assert_eq!(
             observed_request(b"u", &observed),
-            b"OBSERVED\tu\t2\t3\th\tg\tdsync-server\n"
+            b"OBSERVED\tu\t2\t3\t0\th\tg\tdsync-server\n"
         );
     }
 }

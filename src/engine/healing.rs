@@ -1,4 +1,4 @@
-//! What dsync's own processes see that the replicator cannot: mailboxes that they brought together or renamed, and the peer's host name.
+//! What dsync's own processes see that the replicator cannot: mailboxes that they brought together, renamed or undeleted, and the peer's host name.
 
 use std::cmp::Ordering;
 
@@ -17,6 +17,8 @@ pub struct Observed {
     pub guids_healed: u32,
     /// Mailboxes that dsync renamed on this node, or made under a name of its own.
     pub renames: u32,
+    /// Mailboxes whose deletion had been ended half-way.
+    pub undeleted: u32,
     /// Told where it matters: they are the same, or the sync failed.
     pub hostnames: Option<Hostnames>,
 }
@@ -110,6 +112,14 @@ pub fn renamed_to_own_name(mailbox: &str, name: &str) -> String {
 #[must_use]
 pub fn created_under_own_name(name: &str) -> String {
     format!("Mailbox {name} was made: on the other node another mailbox took its name")
+}
+
+/// The line for the log: the index was marked deleted, and nobody was deleting the mailbox any more.
+#[must_use]
+pub fn undeleted(mailbox: &str) -> String {
+    format!(
+        "Mailbox {mailbox} was deleted half-way, and the other node has it: it is a mailbox again"
+    )
 }
 
 /// The host name in the handshake of dsync's stream, if these bytes, which begin with any whole line before it, have it.

@@ -29,6 +29,7 @@
 //!                                    \t<next probe secs, or empty>\t<users>
 //!                                    \t<host name that it shares with this node, or empty>, blank line
 //! C: OBSERVED\t<username>\t<mailboxes with two GUIDs brought together>\t<mailboxes that dsync renamed>
+//!        \t<mailboxes deleted half-way that are there again>
 //!        [\t<host name of the peer>\t<this node's>\t<sync|dsync-server, which this node ran>]
 //!                                 S: +
 //! C: SERVING\t<username>          S: nothing; this process has begun to serve a sync of the peer
@@ -254,12 +255,13 @@ fn parse_line(line: &[u8]) -> Result<Request, RequestError> {
             username: username.clone(),
         },
         (b"SHOW", _) => return Err(RequestError::InvalidParameters("SHOW")),
-        (b"OBSERVED", [username, guids, renames, names @ ..]) if valid(username) => {
+        (b"OBSERVED", [username, guids, renames, undeleted, names @ ..]) if valid(username) => {
             Request::Observed {
                 username: username.clone(),
                 observed: Observed {
                     guids_healed: parse_count(guids)?,
                     renames: parse_count(renames)?,
+                    undeleted: parse_count(undeleted)?,
                     hostnames: parse_hostnames(names)?,
                 },
             }
@@ -444,12 +446,13 @@ mod tests {
                 },
             ),
             (
-                b"OBSERVED\tu\t2\t0\th\tg\tsync\n",
+                b"OBSERVED\tu\t2\t0\t4\th\tg\tsync\n",
                 Request::Observed {
                     username: b"u".to_vec(),
                     observed: Observed {
                         guids_healed: 2,
                         renames: 0,
+                        undeleted: 4,
                         hostnames: Some(Hostnames {
                             peer: b"h".to_vec(),
                             own: b"g".to_vec(),
@@ -459,12 +462,13 @@ mod tests {
                 },
             ),
             (
-                b"OBSERVED\tu\t1\t3\n",
+                b"OBSERVED\tu\t1\t3\t0\n",
                 Request::Observed {
                     username: b"u".to_vec(),
                     observed: Observed {
                         guids_healed: 1,
                         renames: 3,
+                        undeleted: 0,
                         hostnames: None,
                     },
                 },

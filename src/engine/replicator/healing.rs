@@ -51,6 +51,7 @@ impl Replicator {
     /// A dsync process of this node, ours or the peer's dsync-server, tells what it saw.
     pub fn handle_observed(&mut self, now: Now, username: &[u8], observed: &Observed) {
         self.totals.healed_guids += u64::from(observed.guids_healed);
+        self.totals.healed_deletes += u64::from(observed.undeleted);
         if observed.renames > 0 {
             self.handle_renamed(now, username);
         }

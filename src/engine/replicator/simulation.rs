@@ -229,6 +229,7 @@ impl Simulation {
         };
         let observed = Observed {
             guids_healed: 0,
+            undeleted: 0,
             renames: u32::from(self.rng.u8(..8) == 0),
             hostnames: Some(Hostnames { peer, own, side }),
         };

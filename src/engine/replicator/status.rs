@@ -99,6 +99,8 @@ pub struct Totals {
     pub healed_repeats: u64,
     /// Syncs made again because dsync had renamed mailboxes.
     pub healed_renames: u64,
+    /// Mailboxes deleted half-way that this node's syncs made mailboxes again.
+    pub healed_deletes: u64,
     /// Syncs ended at their deadline.
     pub syncs_aborted: u64,
     /// Waiters answered `+`.

@@ -12,6 +12,10 @@
 //! other's; a name of its own (`NAME-temp-1`, then `NAME-temp-GUID`, in `dsync-mailbox-tree-sync.c`) is said. The replicator is told of
 //! every rename: the next sync makes the names one.
 //!
+//! A mailbox whose DELETE was ended half-way (SIGKILL, a full disk) is marked deleted in its index: dsync does not see it, comes to create the
+//! peer's, and fails, and so does each sync of the user until Dovecot takes the mark off, five minutes later. Here it is taken off at once:
+//! whoever deletes keeps the mailbox list locked meanwhile, and here dsync has locked it.
+//!
 //! Nothing is said or changed but for dsync, and no mailbox or mail is removed.
 
 use std::ffi::{CStr, c_char, c_int};
@@ -196,7 +200,16 @@ unsafe extern "C" fn create_box(
         update
     };
     // SAFETY: as above; Dovecot's callers may leave `update` out.
-    let created = unsafe { create(mailbox, create_with, directory) };
+    let mut created = unsafe { create(mailbox, create_with, directory) };
+    // SAFETY: as above. Dovecot's `mailbox_create` has locked the list.
+    if created < 0 && !directory && unsafe { ffi::replication_doveadm_undelete(mailbox) } {
+        guard("create_box", (), || {
+            log::info!("{}", healing::undeleted(&name_of(mailbox)));
+            observer::undeleted();
+        });
+        // SAFETY: as above. It is there now, and says so.
+        created = unsafe { create(mailbox, create_with, directory) };
+    }
     if created < 0 {
         NOT_CREATED.store(mailbox as usize, Relaxed);
         return created;

@@ -1,4 +1,4 @@
-//! What a dsync process sees and the replicator cannot: mailboxes that it brought together or renamed, and the peer's host name, which is
+//! What a dsync process sees and the replicator cannot: mailboxes that it brought together, renamed or undeleted, and the peer's host name, which is
 //! in the handshake of dsync's stream.
 //!
 //! Each node's dsyncs keep each other out by a lock on the node whose host name is the lower one. With one name on both, each
@@ -50,6 +50,7 @@ struct Awaited {
 static OBSERVED: Mutex<Observed> = Mutex::new(Observed {
     guids_healed: 0,
     renames: 0,
+    undeleted: 0,
     hostnames: None,
 });
 static WATCHED: Mutex<Option<Watched>> = Mutex::new(None);
@@ -70,6 +71,12 @@ pub fn guid_healed() {
 pub fn renamed() {
     let mut observed = lock(&OBSERVED);
     observed.renames = observed.renames.saturating_add(1);
+}
+
+/// A mailbox that was deleted half-way is one again.
+pub fn undeleted() {
+    let mut observed = lock(&OBSERVED);
+    observed.undeleted = observed.undeleted.saturating_add(1);
 }
 
 /// What was seen since the last time.

@@ -464,6 +464,7 @@ impl Replicator {
             ("healed_states", totals.healed_states),
             ("healed_repeats", totals.healed_repeats),
             ("healed_renames", totals.healed_renames),
+            ("healed_deletes", totals.healed_deletes),
             ("replicas_stuck", self.engine.replicas_stuck()),
             ("waiters_ok", totals.waiters_ok),
             ("waiters_failed", totals.waiters_failed),

@@ -211,6 +211,7 @@ fn state_in_doubt_that_is_begun_from_after_a_cut_is_followed_by_the_full_sync() 
 fn peers_sync_fails(world: &mut World) {
     let observed = Observed {
         guids_healed: 0,
+        undeleted: 0,
         renames: 0,
         hostnames: Some(Hostnames {
             peer: b"a".to_vec(),

@@ -10,6 +10,7 @@ fn observed(own: &str, peer: &str, side: Side) -> Observed {
     Observed {
         renames: 0,
         guids_healed: 0,
+        undeleted: 0,
         hostnames: Some(Hostnames {
             peer: peer.into(),
             own: own.into(),
