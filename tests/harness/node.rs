@@ -875,9 +875,10 @@ fn is_bad(line: &str) -> bool {
 }
 
 /// Dovecot's own assertions that loads with faults have met (docs/limits.md).
-const ASSERTIONS: [&str; 4] = [
+const ASSERTIONS: [&str; 5] = [
     ">: Panic: file dsync-",
     " (mail_index_sync_map): assertion failed: ",
+    " (mailbox_get_metadata): assertion failed: ",
     " (maildir_save_sync_index): assertion failed: (first_uid != 0)",
     ">: Panic: Leaked view for index ",
 ];
