@@ -825,12 +825,17 @@ fn deleted_half_way(target: &Target, format: Format) -> Outcome {
         imap.append(mailbox, &message(subject))?;
         imap.logout()
     };
+    // One who looks meanwhile is in dsync's way.
+    let wait_equal = || -> Outcome {
+        std::thread::sleep(QUIET);
+        pair.wait_idle()?;
+        pair.wait_equal(&[USER], PATIENCE)
+    };
     let mut imap = pair.a.imap(USER)?;
     imap.create("Half")?;
     imap.logout()?;
     append(&pair.a, "Half", "before")?;
-    pair.wait_equal(&[USER], PATIENCE)?;
-    pair.wait_idle()?;
+    wait_equal()?;
     let mailbox = match format {
         Format::Maildir => "Maildir/.Half".to_owned(),
         _ => format!("{}/mailboxes/Half/dbox-Mails", format.name()),
@@ -849,7 +854,7 @@ fn deleted_half_way(target: &Target, format: Format) -> Outcome {
     })?;
     append(&pair.b, "Half", "after")?;
     append(&pair.a, "INBOX", "elsewhere")?;
-    pair.wait_equal(&[USER], PATIENCE)?;
+    wait_equal()?;
     pair.wait_idle()?;
     let mut imap = pair.a.imap(USER)?;
     let there = imap.ok("STATUS Half (MESSAGES)")?.concat();
