@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::Replicator;
 use super::log::Level;
 use super::queue::{Place, millis, pause_after_change};
-use super::users::{RowId, UserId};
+use super::users::RowId;
 use crate::engine::Priority;
 use crate::engine::time::{Mono, Now};
 
@@ -22,33 +22,33 @@ const RENAMES_REPORTED: u32 = 8;
 /// Those whose time is over are looked for when there are so many, or twice as many as were left the last time.
 const FEW: usize = 64;
 
-/// How often dsync renamed mailboxes of a user lately.
+/// How often dsync renamed mailboxes lately.
 #[derive(Debug)]
 struct Lately {
     renames: u32,
     last: Mono,
 }
 
-/// Of the users whose mailboxes were renamed lately.
+/// Of the rows whose mailboxes were renamed lately.
 #[derive(Debug, Default)]
 pub(super) struct Renames {
-    users: HashMap<UserId, Lately>,
+    rows: HashMap<RowId, Lately>,
     looked_through_at: usize,
 }
 
 impl Renames {
     /// One more: how many there were in a row. They are forgotten `remembered` after the last.
-    fn count(&mut self, now: Mono, user: UserId, remembered: Duration) -> u32 {
+    fn count(&mut self, now: Mono, row: RowId, remembered: Duration) -> u32 {
         let is_over = |lately: &Lately| now.since(lately.last) > remembered;
-        if self.users.len() >= self.looked_through_at.max(FEW) {
-            self.users.retain(|_, lately| !is_over(lately));
-            self.looked_through_at = self.users.len() * 2;
+        if self.rows.len() >= self.looked_through_at.max(FEW) {
+            self.rows.retain(|_, lately| !is_over(lately));
+            self.looked_through_at = self.rows.len() * 2;
         }
         let none = Lately {
             renames: 0,
             last: now,
         };
-        let lately = self.users.entry(user).or_insert(none);
+        let lately = self.rows.entry(row).or_insert(none);
         if is_over(lately) {
             lately.renames = 0;
         }
@@ -81,9 +81,8 @@ impl Replicator {
     pub(super) fn sync_after_renames(&mut self, now: Now, id: RowId) {
         let longest = self.config.retry_max_interval;
         // Longer than the longest pause between two.
-        let renames = self.renames.count(now.mono, id.user, longest * 2);
+        let renames = self.renames.count(now.mono, id, longest * 2);
         let pause = self.jitter.shorten(pause_after_change(renames, longest));
-        self.totals.healed_renames += 1;
         if renames == RENAMES_REPORTED {
             let text = "Each sync renames mailboxes, the next ones come at a slower pace";
             self.say_of_row(Level::Info, id, text.to_owned());
@@ -105,6 +104,7 @@ impl Replicator {
             Place::Retry(before) if failures == 0 => at.min(before),
             _ => return self.recount(id.user),
         };
+        self.totals.healed_renames += 1;
         let work = self.queue.work_mut(id);
         work.since = millis(now.mono);
         work.after_renames = true;
@@ -114,24 +114,30 @@ impl Replicator {
 
 #[cfg(test)]
 mod tests {
+    use super::super::users::UserId;
     use super::*;
 
     #[test]
-    fn renames_are_counted_by_user_and_forgotten() {
+    fn renames_are_counted_by_row_and_forgotten() {
+        let row = |user, replica| RowId {
+            user: UserId(user),
+            replica,
+        };
         let minute = Duration::from_secs(60);
         let mut renames = Renames::default();
         let mut now = Mono(0);
-        assert_eq!(renames.count(now, UserId(1), minute), 1);
-        assert_eq!(renames.count(now, UserId(1), minute), 2);
-        assert_eq!(renames.count(now, UserId(2), minute), 1);
+        assert_eq!(renames.count(now, row(1, 0), minute), 1);
+        assert_eq!(renames.count(now, row(1, 0), minute), 2);
+        assert_eq!(renames.count(now, row(1, 1), minute), 1);
+        assert_eq!(renames.count(now, row(2, 0), minute), 1);
         now = now + minute;
-        assert_eq!(renames.count(now, UserId(1), minute), 3);
+        assert_eq!(renames.count(now, row(1, 0), minute), 3);
         now = now + minute + Duration::from_millis(1);
-        assert_eq!(renames.count(now, UserId(1), minute), 1);
+        assert_eq!(renames.count(now, row(1, 0), minute), 1);
         for user in 0..10 * u32::try_from(FEW).unwrap() {
             now = now + Duration::from_secs(2);
-            renames.count(now, UserId(user), minute);
+            renames.count(now, row(user, 0), minute);
         }
-        assert!(renames.users.len() <= FEW, "{}", renames.users.len());
+        assert!(renames.rows.len() <= FEW, "{}", renames.rows.len());
     }
 }
