@@ -97,6 +97,12 @@ fn main() -> ExitCode {
                 "dovecot/deleted_mailbox_with_children_in_the_list",
                 deleted_with_children,
             );
+            push(
+                &mut trials,
+                target,
+                "dovecot/empty_lock_of_a_maildir_stops_its_user",
+                empty_lock_of_a_maildir,
+            );
         }
         if target.is_ours() && target.root.is_none() {
             push(
@@ -520,6 +526,43 @@ fn deleted_with_children(target: &Target) -> Outcome {
     check(is_selectable, || listed)?;
     check(is_nonexistent(&examined), || examined)?;
     node.finish()
+}
+
+/// Where a full disk takes not even a process id, Dovecot leaves the Maildir's lock file empty, and all who write there wait two minutes for it,
+/// clients too. It is nobody's: without it the user is synced at once.
+fn empty_lock_of_a_maildir(target: &Target) -> Outcome {
+    const USERS: [&str; 1] = ["u1"];
+    /// A sync needs a tenth of it.
+    const SYNC: Duration = Duration::from_secs(5);
+    let pair = Pair::of(target).users(USERS.map(User::local)).start()?;
+    let append = |subject: &str| -> Outcome {
+        let mut imap = pair.a.imap(USERS[0])?;
+        imap.append("Box", &message(subject))?;
+        imap.logout()
+    };
+    let mut imap = pair.a.imap(USERS[0])?;
+    imap.create("Box")?;
+    imap.logout()?;
+    append("first")?;
+    std::thread::sleep(SYNC);
+    pair.wait_idle()?;
+    pair.wait_equal(&USERS, PATIENCE)?;
+    let mailbox = pair.b.path("mail/u1/Maildir/.Box");
+    let mails = || -> Outcome<usize> {
+        let dirs = ["new", "cur"].map(|dir| Ok(fs::read_dir(mailbox.join(dir))?.count()));
+        dirs.into_iter().sum()
+    };
+    let lock = mailbox.join("dovecot-uidlist.lock");
+    fs::write(&lock, "")?;
+    let (_, uid) = MAIL_USER;
+    std::os::unix::fs::chown(&lock, Some(uid), Some(uid))?;
+    append("second")?;
+    std::thread::sleep(SYNC);
+    check(mails()? == 1, || "the lock stops nobody".to_owned())?;
+    fs::remove_file(&lock)?;
+    pair.wait_equal(&USERS, PATIENCE)?;
+    check(mails()? == 2, || "the mail has not come".to_owned())?;
+    pair.finish()
 }
 
 /// 2.3.19.1: every sync of a user who has a mailbox with a `%` in its name ends as if something had changed

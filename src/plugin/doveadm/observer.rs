@@ -1,5 +1,5 @@
-//! What a dsync process sees and the replicator cannot: mailboxes that it brought together, renamed or undeleted, and the peer's host name, which is
-//! in the handshake of dsync's stream.
+//! What a dsync process sees and the replicator cannot: mailboxes that it brought together, renamed or undeleted, and the peer's
+//! host name, which is in the handshake of dsync's stream.
 //!
 //! Each node's dsyncs keep each other out by a lock on the node whose host name is the lower one. With one name on both, each
 //! locks at home only: then both hold what the other waits for.
