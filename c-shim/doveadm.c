@@ -2,6 +2,7 @@
 #include "net.h"
 #include "ioloop-private.h"
 #include "iostream-ssl.h"
+#include "mail-index-transaction-private.h"
 
 #include <poll.h>
 
@@ -185,6 +186,38 @@ bool replication_doveadm_undelete(struct mailbox *box)
 	mailbox_close(box);
 	mail_storage_last_error_pop(box->storage);
 	return undeleted;
+}
+
+struct mail_index_transaction *
+replication_doveadm_take_expunges(struct mailbox_transaction_context *t)
+{
+	struct mail_index_transaction *expunges;
+	const struct mail_transaction_expunge_guid *expunge;
+
+	if ((t->flags & MAILBOX_TRANSACTION_FLAG_EXTERNAL) == 0 ||
+	    !array_is_created(&t->itrans->expunges))
+		return NULL;
+	expunges = mail_index_transaction_begin(t->box->view, 0);
+	/* Until the commit `uid` is a sequence number. */
+	array_foreach(&t->itrans->expunges, expunge)
+		mail_index_expunge_guid(expunges, expunge->uid, expunge->guid_128);
+	array_free(&t->itrans->expunges);
+	t->itrans->expunges_nonsorted = FALSE;
+	return expunges;
+}
+
+int replication_doveadm_expunge(struct mailbox *box, struct mail_index_transaction *expunges,
+				bool commit)
+{
+	if (!commit) {
+		mail_index_transaction_rollback(&expunges);
+		return 0;
+	}
+	if (mail_index_transaction_commit(&expunges) < 0) {
+		mailbox_set_index_error(box);
+		return -1;
+	}
+	return 0;
 }
 
 const char *replication_doveadm_username(struct mail_user *user)

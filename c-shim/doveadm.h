@@ -72,6 +72,14 @@ bool replication_doveadm_is_dsync(struct mailbox *box);
    locked from the mark to the end. The storage's last error stays. */
 bool replication_doveadm_undelete(struct mailbox *box);
 
+/* Takes the expunges out of an external transaction that is about to be committed, and asks for the same ones in a transaction of their own;
+   NULL if there are none. */
+struct mail_index_transaction *
+replication_doveadm_take_expunges(struct mailbox_transaction_context *t);
+/* After that: asks for them, or not if `commit` is not set; -1 on an error, which the index has logged. */
+int replication_doveadm_expunge(struct mailbox *box, struct mail_index_transaction *expunges,
+				bool commit);
+
 /* A TLS client on a connected socket, with Dovecot's own settings and certificate checks: the same as of dsync. It waits for
    the peer, and runs no ioloop. */
 struct replication_tls;

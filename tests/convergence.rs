@@ -63,11 +63,7 @@ fn main() -> ExitCode {
             let mut course = Course::of(a, b, format, seed());
             course.faults = faults::ALL.to_vec();
             course.load = Duration::from_secs(25);
-            let with_faults = course_trial(course, "load_with_faults");
-            trials.push(match format {
-                Format::Mdbox => with_faults,
-                _ => skipped_unless_asked(with_faults),
-            });
+            trials.push(course_trial(course, "load_with_faults"));
         }
     }
     for target in &staged {
@@ -152,17 +148,6 @@ fn course_trial(course: Course, name: &str) -> Trial {
     trial(&named, &name, move || becomes_equal(course))
 }
 
-/// With all faults at once Maildir and sdbox too often meet what Dovecot itself does wrong (docs/limits.md): `make soak` looks for it, or
-/// `CONVERGENCE_FAULTS=yes`.
-fn skipped_unless_asked(trial: Trial) -> Trial {
-    match std::env::var_os("CONVERGENCE_FAULTS") {
-        Some(_) => trial,
-        None => trial
-            .with_kind("all faults at once on this format are in `make soak`")
-            .with_ignored_flag(true),
-    }
-}
-
 fn becomes_equal(course: Course) -> Outcome {
     let seed = course.seed;
     let mut journey = course.begin()?;
@@ -175,11 +160,11 @@ fn becomes_equal(course: Course) -> Outcome {
     };
     let operations: u64 = journey.operations().values().map(|[done, ..]| done).sum();
     println!(
-        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by Maildir {}, by renames {}, wrong by rebuilding {}; processes dead of an assertion {}",
+        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by faults {}, by renames {}, wrong by rebuilding {}; processes dead of an assertion {}",
         journey.mails(),
         round.equal_after.unwrap_or_default(),
         round.back,
-        round.doubled_by_maildir,
+        round.doubled_by_faults,
         round.doubled_by_renames,
         round.wrong_by_rebuild,
         round.died

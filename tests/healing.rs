@@ -12,11 +12,10 @@ use harness::node::MAIL_USER;
 use harness::pair::Links;
 use harness::proxy::Link;
 use harness::run::{main as run, trial};
-use harness::{Implementation, Node, Outcome, Pair, Target, User, check, wait_for};
+use harness::{Implementation, Node, Outcome, Pair, Target, User, check, metric, wait_for};
 use rustix::process::Signal;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -219,19 +218,6 @@ fn deliver(node: &Node, user: &str, subject: &str) -> Outcome {
     let mut lmtp = node.lmtp()?;
     lmtp.deliver(&[user], &message(subject))?;
     lmtp.quit()
-}
-
-/// A counter of the replicator.
-fn metric(node: &Node, name: &str) -> Outcome<u64> {
-    let stream = UnixStream::connect(node.path("run/replicator-doveadm"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    (&stream).write_all(b"VERSION\treplicator-doveadm-client\t1\t0\nMETRICS\n")?;
-    for line in BufReader::new(stream).lines() {
-        if let Some(value) = line?.strip_prefix(&format!("{name}\t")) {
-            return Ok(value.parse().map_err(|_| "not a number")?);
-        }
-    }
-    Err(format!("no metric {name}").into())
 }
 
 /// The peer's mail of a user is what a backup had: it refuses the state, and all comes back from this node.
@@ -709,10 +695,10 @@ fn sync_is_cut_off(target: &Target, format: Format, which: CutOff) -> Outcome {
             for (_, subject) in nodes {
                 let found = imap.ok(&format!("SEARCH SUBJECT {subject}"))?.concat();
                 let found = found.split_whitespace().skip(2).count();
-                // On Maildir one may be there twice (docs/limits.md).
-                check(found >= MAILS, || {
+                check(found == MAILS, || {
+                    let what = if found < MAILS { "lost" } else { "doubled" };
                     format!(
-                        "lost: {found} of {MAILS} mails {subject} of {user}, cut off after {bytes} bytes"
+                        "{what}: {found} of {MAILS} mails {subject} of {user}, cut off after {bytes} bytes"
                     )
                 })?;
             }

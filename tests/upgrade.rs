@@ -13,14 +13,12 @@ use harness::client::message;
 use harness::node::PASSWORD;
 use harness::run::{main as run, trial};
 use harness::{
-    Failed, Imap, Implementation, Lmtp, Node, Outcome, Pair, Target, User, check, wait_for,
+    Failed, Imap, Implementation, Lmtp, Node, Outcome, Pair, Target, User, check, metrics, wait_for,
 };
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -134,26 +132,6 @@ impl Traffic {
             Ok((self.count() >= before + 8).then_some(()))
         })
     }
-}
-
-/// What the replicator has done since its start.
-fn metrics(node: &Node) -> Outcome<BTreeMap<String, u64>> {
-    let stream = UnixStream::connect(node.path("run/replicator-doveadm"))?;
-    stream.set_read_timeout(Some(harness::PATIENCE))?;
-    (&stream).write_all(b"VERSION\treplicator-doveadm-client\t1\t0\nMETRICS\n")?;
-    let mut counters = BTreeMap::new();
-    for line in BufReader::new(stream).lines() {
-        let line = line?;
-        match line.split_once('\t') {
-            Some((name, number)) => {
-                if let Ok(number) = number.parse() {
-                    counters.insert(name.to_owned(), number);
-                }
-            }
-            None => return Ok(counters),
-        }
-    }
-    Err("METRICS broke off".into())
 }
 
 /// What the store has of the user, by the names of `show`'s columns.

@@ -44,8 +44,8 @@ pub struct Round {
     pub wrong: Vec<String>,
     /// Mail that a client expunged and that is there again: told, not wrong (docs/limits.md).
     pub back: usize,
-    /// Mail that Dovecot's Maildir doubled and said so, or a dsync that a fault ended: told, not wrong (docs/limits.md).
-    pub doubled_by_maildir: usize,
+    /// Mail that a dsync doubled which a fault ended: told, not wrong (docs/limits.md).
+    pub doubled_by_faults: usize,
     /// Mail of users of whom Dovecot had to rebuild a mailbox's index: lost or doubled by that, told, not wrong (docs/limits.md).
     pub wrong_by_rebuild: usize,
     /// Processes that died of an assertion of Dovecot: told, not wrong (docs/limits.md).
@@ -186,15 +186,14 @@ impl Journey {
                 }
             }
             // A dsync that is ended between the copy of a mail to its new UID and the expunge leaves both.
-            let ended: u64 = round.faults.values().sum();
-            let said = maildir_doublings(pair) + usize::try_from(ended)?;
-            if doubled.len() > said {
+            let ended = usize::try_from(round.faults.values().sum::<u64>())?;
+            if doubled.len() > ended {
                 round.wrong.push(format!(
-                    "doubled on {side}, Maildir and faults explain {said}: {}",
+                    "doubled on {side}, faults explain {ended}: {}",
                     doubled.join("; ")
                 ));
             }
-            round.doubled_by_maildir = round.doubled_by_maildir.max(doubled.len().min(said));
+            round.doubled_by_faults = round.doubled_by_faults.max(doubled.len().min(ended));
         }
         Ok(round)
     }
@@ -267,10 +266,4 @@ fn was_rebuilt(pair: &Pair, user: &str) -> bool {
         let said = said.concat();
         said.iter().any(|line| line.contains(&process))
     })
-}
-
-/// How often Dovecot said that a mail which a dsync gave a new UID is there with its old file too.
-fn maildir_doublings(pair: &Pair) -> usize {
-    let said = |node: &Node| node.log_lines("Expunged message reappeared").len();
-    said(&pair.a) + said(&pair.b)
 }

@@ -220,11 +220,11 @@ fn table(journey: &Journey, rounds: &[Round]) {
     let back: usize = rounds.iter().map(|round| round.back).max().unwrap_or(0);
     let doubled = rounds
         .iter()
-        .map(|round| round.doubled_by_maildir)
+        .map(|round| round.doubled_by_faults)
         .max()
         .unwrap_or(0);
     println!(
-        "  {} mails; expunged and back: {back}; doubled by Maildir: {doubled}",
+        "  {} mails; expunged and back: {back}; doubled by faults: {doubled}",
         journey.mails()
     );
     healed(journey);

@@ -16,6 +16,12 @@
 //! peer's, and fails, and so does each sync of the user until Dovecot takes the mark off, five minutes later. Here it is taken off at once:
 //! whoever deletes keeps the mailbox list locked meanwhile, and here dsync has locked it.
 //!
+//! A mail that came while dsync was at work, under a UID that dsync wants to give, is copied to a new UID and expunged
+//! (`reassign_uids_in_seq_range` in `dsync-mailbox-import.c`), both in an external transaction. Such a one tells what has already happened,
+//! and an index that reads of an expunge there drops the mail and leaves its file where it is: on Maildir the file is found again and is a mail
+//! once more, which is there twice then, and sdbox and mdbox keep what nobody can see until an index is rebuilt. Here the expunges of an
+//! external transaction are asked for in one of their own.
+//!
 //! Nothing is said or changed but for dsync, and no mailbox or mail is removed.
 
 use std::ffi::{CStr, c_char, c_int};
@@ -36,6 +42,10 @@ type Alloc = unsafe extern "C" fn(
 ) -> *mut ffi::mailbox;
 type Create = unsafe extern "C" fn(*mut ffi::mailbox, *const ffi::mailbox_update, bool) -> c_int;
 type Update = unsafe extern "C" fn(*mut ffi::mailbox, *const ffi::mailbox_update) -> c_int;
+type Commit = unsafe extern "C" fn(
+    *mut ffi::mailbox_transaction_context,
+    *mut ffi::mail_transaction_commit_changes,
+) -> c_int;
 type Rename = unsafe extern "C" fn(*mut ffi::mailbox, *mut ffi::mailbox) -> c_int;
 
 /// The formats that keep a GUID with the mailbox, where replication works.
@@ -55,6 +65,7 @@ struct Stock {
     create: Option<Create>,
     update: Option<Update>,
     rename: Option<Rename>,
+    commit: Option<Commit>,
 }
 
 static WRAPPED: Mutex<Vec<Stock>> = Mutex::new(Vec::new());
@@ -90,6 +101,7 @@ pub fn wrap() {
                 create: None,
                 update: None,
                 rename: None,
+                commit: None,
             });
         });
     }
@@ -146,6 +158,7 @@ fn adopt(format: &CStr, mailbox: *mut ffi::mailbox) {
         stock.create = v.create_box;
         stock.update = v.update_box;
         stock.rename = v.rename_box;
+        stock.commit = v.transaction_commit;
     });
     if v.create_box.is_some() && v.update_box.is_some() {
         v.create_box = Some(create_box);
@@ -153,6 +166,9 @@ fn adopt(format: &CStr, mailbox: *mut ffi::mailbox) {
     }
     if v.rename_box.is_some() {
         v.rename_box = Some(rename_box);
+    }
+    if v.transaction_commit.is_some() {
+        v.transaction_commit = Some(transaction_commit);
     }
 }
 
@@ -254,6 +270,33 @@ fn note_renamed(source: *mut ffi::mailbox, destination: *mut ffi::mailbox) {
     if healing::is_dsyncs_own_name(&name) {
         log::info!("{}", healing::renamed_to_own_name(&name_of(source), &name));
     }
+}
+
+unsafe extern "C" fn transaction_commit(
+    transaction: *mut ffi::mailbox_transaction_context,
+    changes: *mut ffi::mail_transaction_commit_changes,
+) -> c_int {
+    // SAFETY: Dovecot gave the transaction for the time of the call.
+    let mailbox = unsafe { (*transaction).box_ };
+    let Some(commit) = stock_of(format_of(mailbox), |stock| stock.commit).flatten() else {
+        // `adopt` has stored it, or our function would not be in the mailbox.
+        std::process::abort();
+    };
+    // SAFETY: as above; a transaction has a mailbox.
+    let expunges = if unsafe { ffi::replication_doveadm_is_dsync(mailbox) } {
+        // SAFETY: as above; it has not been committed.
+        unsafe { ffi::replication_doveadm_take_expunges(transaction) }
+    } else {
+        ptr::null_mut()
+    };
+    // SAFETY: the format's own function with what it was to be called with. The transaction is freed then.
+    let result = unsafe { commit(transaction, changes) };
+    if expunges.is_null() {
+        return result;
+    }
+    // SAFETY: from just above, of this mailbox, which outlives its transactions.
+    let asked = unsafe { ffi::replication_doveadm_expunge(mailbox, expunges, result >= 0) };
+    result.min(asked)
 }
 
 unsafe extern "C" fn update_box(

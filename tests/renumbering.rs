@@ -1,0 +1,160 @@
+//! Mail that comes while dsync is at work, under a UID that dsync wants to give to another: it gets a new one, and is there once.
+
+mod harness;
+
+use harness::client::message;
+use harness::configuration::Format;
+use harness::proxy::Link;
+use harness::run::{main as run, trial};
+use harness::{Node, Outcome, Pair, Target, User, check, metric, wait_for};
+use std::process::ExitCode;
+use std::time::Duration;
+
+const USER: &str = "u1";
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Of each piece of a sync on its way.
+const DELAY: Duration = Duration::from_millis(20);
+/// Which has some so many, one after the other.
+const PIECES: f64 = 18.0;
+/// Syncs that ended with `CHANGED`: a mail had come in between.
+const CHANGED: u64 = 3;
+const MAX_ROUNDS: usize = 80;
+/// That come to b in a round.
+const MAILS: usize = 4;
+
+fn subjects(node: &Node) -> Outcome<Vec<String>> {
+    let mut imap = node.imap(USER)?;
+    imap.ok("EXAMINE INBOX")?;
+    let lines = imap.ok("FETCH 1:* (BODY.PEEK[HEADER.FIELDS (SUBJECT)])")?;
+    imap.logout()?;
+    let mut subjects: Vec<String> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("Subject: "))
+        .map(str::to_owned)
+        .collect();
+    subjects.sort();
+    Ok(subjects)
+}
+
+/// What was expunged is not on the disk any more.
+fn check_nothing_is_left(node: &Node, format: Format, mails: usize) -> Outcome {
+    match format {
+        // A file that the index does not know is a mail: it was counted.
+        Format::Maildir => {}
+        // What the index does not know is a mail again when it is made anew.
+        Format::Sdbox => {
+            node.tolerate_log("ebuilding index");
+            node.doveadm(&["force-resync", "-u", USER, "INBOX"])?;
+        }
+        // Each mail of the storage counts how often a mailbox has it.
+        Format::Mdbox => {
+            let map = node.path_inside(&format!("mail/{USER}/mdbox/storage/dovecot.map.index"));
+            let dump = node.doveadm(&["dump", "-t", "index", &map.to_string_lossy()])?;
+            let counts = dump.lines().filter(|line| line.contains(" ref  "));
+            let counts: Vec<usize> = counts
+                .filter_map(|line| {
+                    line.split_once(':')?
+                        .1
+                        .split_whitespace()
+                        .next()?
+                        .parse()
+                        .ok()
+                })
+                .collect();
+            let all: usize = counts.iter().sum();
+            check(all == mails, || {
+                format!("{mails} mails are held {all} times")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Mail comes to b while it takes a's over.
+fn mail_comes_during_a_sync(a: &Target, b: &Target, format: Format) -> Outcome {
+    let pair = Pair::mixed(a, b)
+        .format(format)
+        .users([User::local(USER)])
+        .faults()
+        .one_way()
+        .start()?;
+    let deliver = |node: &Node, subject: &str| -> Outcome {
+        let mut lmtp = node.lmtp()?;
+        lmtp.deliver(&[USER], &message(subject))?;
+        lmtp.quit()
+    };
+    let changed = || metric(&pair.a, "syncs_changed");
+    deliver(&pair.a, "before")?;
+    pair.wait_equal(&[USER], PATIENCE)?;
+    pair.wait_idle()?;
+    let links = |link| pair.proxies.iter().for_each(|proxy| proxy.set(link));
+    let enough = changed()? + CHANGED;
+    let mut expected = vec!["before".to_owned()];
+    for round in 0..MAX_ROUNDS {
+        let before = metric(&pair.a, "syncs_ok")?;
+        links(Link::Slow(DELAY));
+        let subject = format!("a-{round}");
+        deliver(&pair.a, &subject)?;
+        expected.push(subject);
+        std::thread::sleep(DELAY.mul_f64(fastrand::f64() * PIECES));
+        for mail in 0..MAILS {
+            let subject = format!("b-{round}-{mail}");
+            deliver(&pair.b, &subject)?;
+            expected.push(subject);
+        }
+        wait_for("the sync", PATIENCE, || {
+            Ok((metric(&pair.a, "syncs_ok")? > before).then_some(()))
+        })?;
+        links(Link::Up);
+        pair.a
+            .doveadm(&["replicator", "replicate", "-p", "high", USER])?;
+        pair.wait_idle()?;
+        if changed()? >= enough {
+            break;
+        }
+    }
+    check(changed()? >= enough, || {
+        "no mail came during a sync".to_owned()
+    })?;
+    pair.wait_equal(&[USER], PATIENCE)?;
+    pair.wait_idle()?;
+    expected.sort();
+    for node in [&pair.a, &pair.b] {
+        check_nothing_is_left(node, format, expected.len())?;
+        let found = subjects(node)?;
+        let twice: Vec<_> = (found
+            .windows(2)
+            .filter(|pair| matches!(pair, [one, other] if one == other)))
+        .collect();
+        check(twice.is_empty(), || format!("there twice: {twice:?}"))?;
+        check(found == expected, || format!("{found:?}, not {expected:?}"))?;
+        // Maildir: of a mail that got its old name back with another UID.
+        node.tolerate_log("Duplicate file entry");
+    }
+    pair.wait_idle()?;
+    pair.finish()
+}
+
+fn main() -> ExitCode {
+    if let Err(failed) = harness::disk::in_own_mounts() {
+        eprintln!("{}", failed.message().unwrap_or("?"));
+        return ExitCode::FAILURE;
+    }
+    let mut trials = Vec::new();
+    for target in Target::all_staged()
+        .iter()
+        .filter(|target| target.is_ours())
+    {
+        for format in [Format::Maildir, Format::Sdbox, Format::Mdbox] {
+            let of = target.clone();
+            let name = format!(
+                "mail_that_comes_during_a_sync_is_there_once_{}",
+                format.name()
+            );
+            trials.push(trial(target, &name, move || {
+                mail_comes_during_a_sync(&of, &of, format)
+            }));
+        }
+    }
+    run(trials)
+}
