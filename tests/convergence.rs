@@ -160,14 +160,18 @@ fn becomes_equal(course: Course) -> Outcome {
     };
     let operations: u64 = journey.operations().values().map(|[done, ..]| done).sum();
     println!(
-        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by faults {}, by renames {}, wrong by rebuilding {}; processes dead of an assertion {}",
+        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by faults {}, by renames {}, wrong by rebuilding {}; processes dead of an assertion {}{}",
         journey.mails(),
         round.equal_after.unwrap_or_default(),
         round.back,
         round.doubled_by_faults,
         round.doubled_by_renames,
         round.wrong_by_rebuild,
-        round.died
+        round.died,
+        match round.waited_for_lock {
+            true => "; waited for the lock of a dead process",
+            false => "",
+        }
     );
     // A load that does nothing proves nothing.
     let is_idle = operations < 30;
@@ -513,8 +517,8 @@ fn deleted_with_children(target: &Target) -> Outcome {
     node.finish()
 }
 
-/// Where a full disk takes not even a process id, Dovecot leaves the Maildir's lock file empty, and all who write there wait two minutes for it,
-/// clients too. It is nobody's: without it the user is synced at once.
+/// Where a full disk takes not even a process id, Dovecot's lock of a Maildir is empty. Of one whose process died then, all who write there wait two
+/// minutes, clients too. It is nobody's: without it the user is synced at once.
 fn empty_lock_of_a_maildir(target: &Target) -> Outcome {
     const USERS: [&str; 1] = ["u1"];
     /// A sync needs a tenth of it.

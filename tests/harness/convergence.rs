@@ -8,7 +8,12 @@ use super::load::{Load, Operations};
 use super::node::died_of_dovecot;
 use super::{Format, Node, Outcome, PATIENCE, Pair, Target, User, wait_for};
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// After this time Dovecot takes such a lock of a Maildir for nobody's.
+const EMPTY_LOCK: Duration = Duration::from_secs(120);
 
 /// What is to be gone through.
 #[derive(Clone, Debug)]
@@ -50,6 +55,8 @@ pub struct Round {
     pub wrong_by_rebuild: usize,
     /// Processes that died of an assertion of Dovecot: told, not wrong (docs/limits.md).
     pub died: usize,
+    /// Whether equality had to wait for Dovecot to give up the lock of a process that died on a full disk: told, not wrong (docs/limits.md).
+    pub waited_for_lock: bool,
     /// Mail in two mailboxes that clients of both nodes renamed at once: told, not wrong (docs/limits.md).
     pub doubled_by_renames: usize,
 }
@@ -160,7 +167,12 @@ impl Journey {
             faults,
             ..Round::default()
         };
-        match load.wait_equal(pair, course.patience) {
+        let mut equal = load.wait_equal(pair, course.patience);
+        if equal.is_err() && has_empty_lock(pair)? {
+            round.waited_for_lock = true;
+            equal = load.wait_equal(pair, EMPTY_LOCK + course.patience);
+        }
+        match equal {
             Ok(time) => round.equal_after = Some(time),
             Err(unequal) => round.wrong.push(format!("still unequal:\n{unequal}")),
         }
@@ -255,6 +267,27 @@ fn check_clock(pair: &Pair) -> Outcome {
     let minute = |node: &Node| node.log().chars().take("Jan 01 00:00".len()).collect();
     let (a, b): (String, String) = (minute(&pair.a), minute(&pair.b));
     super::check(a != b, || format!("both clocks say {a}"))
+}
+
+/// Whether a Maildir of either node has a lock that tells of no process, and is nobody's any more: no change takes that long.
+fn has_empty_lock(pair: &Pair) -> Outcome<bool> {
+    let is_left = |lock: &Path| {
+        fs::metadata(lock).is_ok_and(|lock| {
+            let age = lock.modified().ok().and_then(|time| time.elapsed().ok());
+            lock.len() == 0 && age.is_some_and(|age| age > Duration::from_secs(5))
+        })
+    };
+    for node in [&pair.a, &pair.b] {
+        for user in fs::read_dir(node.path("mail"))? {
+            let inbox = user?.path().join("Maildir");
+            let others = fs::read_dir(&inbox).into_iter().flatten().flatten();
+            let mut mailboxes = others.map(|entry| entry.path()).chain([inbox.clone()]);
+            if mailboxes.any(|mailbox| is_left(&mailbox.join("dovecot-uidlist.lock"))) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Whether Dovecot said on either node that it rebuilds the index of a mailbox of the user.

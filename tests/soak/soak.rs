@@ -157,8 +157,12 @@ fn go_on(journey: &mut Journey, duration: Duration) -> Outcome<Vec<Round>> {
         let faults: Vec<_> = round.faults.keys().map(|fault| fault.name()).collect();
         let equal = round.equal_after.map_or("never".to_owned(), shown);
         println!(
-            "round {}: equal after {equal}; {}",
+            "round {}: equal after {equal}{}; {}",
             rounds.len() + 1,
+            match round.waited_for_lock {
+                true => ", most of it for the lock of a process that died on a full disk",
+                false => "",
+            },
             faults.join(", ")
         );
         let is_wrong = !round.wrong.is_empty();
