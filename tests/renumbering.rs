@@ -48,7 +48,9 @@ fn check_nothing_is_left(node: &Node, format: Format, mails: usize) -> Outcome {
         }
         // Each mail of the storage counts how often a mailbox has it.
         Format::Mdbox => {
-            let map = node.path_inside(&format!("mail/{USER}/mdbox/storage/dovecot.map.index"));
+            let map = node
+                .inside()
+                .join(format!("mail/{USER}/mdbox/storage/dovecot.map.index"));
             let dump = node.doveadm(&["dump", "-t", "index", &map.to_string_lossy()])?;
             let counts = dump.lines().filter(|line| line.contains(" ref  "));
             let counts: Vec<usize> = counts

@@ -349,12 +349,6 @@ impl Node {
         dir.unwrap_or(Path::new("/nonexistent")).join(name)
     }
 
-    /// The same as the node's own processes see it.
-    #[must_use]
-    pub fn path_inside(&self, relative: &str) -> PathBuf {
-        self.inside.join(relative)
-    }
-
     /// The node's directory as Dovecot sees it.
     #[must_use]
     pub fn inside(&self) -> &Path {
