@@ -62,7 +62,7 @@ fn arrive(node: &Node, name: &str) -> Outcome {
     }
     let mut imap = node.imap(USERS[1])?;
     for mailbox in MAILBOXES {
-        imap.ok(&format!("CREATE \"{mailbox}\""))?;
+        imap.create(&format!("\"{mailbox}\""))?;
         imap.append(
             &format!("\"{mailbox}\""),
             &message(&format!("{mailbox}-{name}")),
