@@ -176,14 +176,18 @@ impl Aggregator {
     }
 
     /// Merges lines of a fifo, of which the driver sees this, and remembers in `head` how far it
-    /// came. What is past that is an incomplete line, or finds the table full. `sync` counts as
-    /// high, for nobody can be answered there.
-    pub fn handle_fifo(&mut self, head: &mut FifoHead, visible: &[u8]) {
+    /// came. True: it stopped after some `piece` bytes, so that the replicator has them while the driver calls
+    /// again. Else what is past that is an incomplete line, or finds the table full. `sync` counts as high,
+    /// for nobody can be answered there.
+    pub fn handle_fifo(&mut self, head: &mut FifoHead, visible: &[u8], piece: usize) -> bool {
         let fresh = visible.get(head.merged()..).unwrap_or_default();
         let mut rest = fresh;
-        loop {
+        let stopped = loop {
+            if !rest.is_empty() && fresh.len().saturating_sub(rest.len()) >= piece {
+                break true;
+            }
             let used = match head.splitter.step(rest) {
-                Step::Incomplete => break,
+                Step::Incomplete => break false,
                 Step::Skip(used) => used,
                 Step::TooLong(used) => {
                     self.handle_bad_line(LineError::TooLong);
@@ -193,7 +197,7 @@ impl Aggregator {
                     match parse_notification(line) {
                         Ok(Some(n)) => {
                             if !self.put(&n.username, n.priority.min(Priority::High)) {
-                                break;
+                                break false;
                             }
                         }
                         Ok(None) => {}
@@ -203,8 +207,9 @@ impl Aggregator {
                 }
             };
             rest = rest.get(used..).unwrap_or_default();
-        }
+        };
         head.handle_merged(fresh, fresh.len().saturating_sub(rest.len()));
+        stopped
     }
 
     /// A client of the socket is there.

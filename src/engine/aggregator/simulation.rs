@@ -137,7 +137,9 @@ impl World {
 
     fn look(&mut self) {
         if let Some(process) = &mut self.process {
-            process.engine.handle_fifo(&mut process.head, &self.fifo);
+            let piece = self.random.usize(1..200);
+            let head = &mut process.head;
+            while process.engine.handle_fifo(head, &self.fifo, piece) && self.random.bool() {}
         }
     }
 
@@ -378,8 +380,22 @@ fn nothing_is_lost_whatever_is_killed_between_any_two_actions() {
 /// How many bytes of the fifo's content are merged.
 fn merge(engine: &mut Aggregator, content: &[u8]) -> usize {
     let mut head = FifoHead::default();
-    engine.handle_fifo(&mut head, content);
+    engine.handle_fifo(&mut head, content, content.len());
     head.merged()
+}
+
+#[test]
+fn fifo_is_merged_in_pieces_of_whole_lines() {
+    let mut engine = Aggregator::default();
+    let mut head = FifoHead::default();
+    let content = b"u1\tlow\nu2\tlow\nu3\tlow\nu4";
+    let mut merged = Vec::new();
+    while engine.handle_fifo(&mut head, content, 8) {
+        merged.push(head.merged());
+    }
+    assert_eq!(merged, [14]);
+    assert_eq!((head.merged(), engine.users()), (21, 3));
+    assert!(!engine.handle_fifo(&mut head, content, 8));
 }
 
 fn up(engine: &mut Aggregator, now: Mono, acknowledges: bool) {

@@ -72,6 +72,13 @@ impl LineReader {
         }
     }
 
+    /// The whole lines that are held, however long, without taking them.
+    pub fn waiting(&self) -> impl Iterator<Item = &[u8]> {
+        let held = self.buffer.get(self.start..).unwrap_or_default();
+        held.split_inclusive(|&byte| byte == b'\n')
+            .filter_map(|line| line.strip_suffix(b"\n"))
+    }
+
     /// Bytes held, for accounting.
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {

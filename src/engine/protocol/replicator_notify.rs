@@ -85,6 +85,12 @@ impl NotifyReader {
         self.lines.push(bytes);
     }
 
+    /// Whom the lines that are held are about, as far as it can be told without unescaping.
+    pub fn waiting_usernames(&self) -> impl Iterator<Item = &[u8]> {
+        let lines = self.lines.waiting();
+        lines.filter_map(|line| line.split(|&byte| byte == b'\t').nth(1))
+    }
+
     /// The next request; `None` until more bytes arrive.
     ///
     /// # Errors

@@ -22,6 +22,11 @@ impl Replicator {
         self.loaded && !self.unknown.is_full()
     }
 
+    /// Notifications for these users come next. Changes nothing: to know of them together is faster.
+    pub fn look_ahead<'a>(&self, usernames: impl Iterator<Item = &'a [u8]>) {
+        std::hint::black_box(self.users.look_ahead(usernames));
+    }
+
     /// `U\t<user>\t<low|high>[\t<line>]`: something has changed. The line is acknowledged when it is stored.
     pub fn handle_notification(
         &mut self,

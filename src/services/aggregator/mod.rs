@@ -46,6 +46,9 @@ const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 const MAX_CLIENT_INPUT: usize = 64 * 1024;
 /// Most bytes of answers that a client does not read; then it is disconnected.
 const MAX_CLIENT_OUTPUT: usize = 64 * 1024;
+/// About so many bytes of a fifo are merged before the replicator is told of them: it works on them while the
+/// next ones are merged.
+const FIFO_PIECE: usize = 32 * 1024;
 /// Most rounds before the host's loop has its turn again.
 const MAX_ROUNDS: usize = 16;
 
@@ -115,6 +118,8 @@ struct Client {
 struct FifoSource {
     fifo: Fifo,
     look: bool,
+    /// Of what was seen there is more to be merged.
+    more: bool,
 }
 
 #[derive(Debug)]
@@ -355,16 +360,18 @@ impl Aggregator {
                 source.fifo.poke();
                 source.look = true;
             }
-            if !std::mem::take(&mut source.look) {
-                continue;
-            }
             let before = source.fifo.head.merged();
-            if let Err(e) = source.fifo.look() {
-                log::error!("tee(fifo) failed: {}", strerror(&e));
-                continue;
+            if !source.more {
+                if !std::mem::take(&mut source.look) {
+                    continue;
+                }
+                if let Err(e) = source.fifo.look() {
+                    log::error!("tee(fifo) failed: {}", strerror(&e));
+                    continue;
+                }
             }
             let (head, visible) = source.fifo.seen();
-            self.engine.handle_fifo(head, visible);
+            source.more = self.engine.handle_fifo(head, visible, FIFO_PIECE);
             progress |= source.fifo.head.merged() > before;
         }
         progress
@@ -385,7 +392,7 @@ impl Aggregator {
                             log::error!("Another program reads the fifo of this service");
                         }
                         let mut head = Default::default();
-                        self.engine.handle_fifo(&mut head, &bytes);
+                        self.engine.handle_fifo(&mut head, &bytes, bytes.len());
                     }
                     source.look = true;
                     progress = true;
@@ -601,7 +608,7 @@ impl Aggregator {
                 source.fifo.fill();
                 source.look = true;
             }
-            self.pump_fifos();
+            while self.pump_fifos() {}
             self.flush_journal(now);
         }
     }
@@ -658,7 +665,14 @@ impl Daemon for Aggregator {
         let registered = if fifo {
             Fifo::new(fd).and_then(|fifo| {
                 SourceFd(&fifo.raw_fd()).register(registry, token(source), Interest::READABLE)?;
-                self.fifos.insert(source, FifoSource { fifo, look: false });
+                self.fifos.insert(
+                    source,
+                    FifoSource {
+                        fifo,
+                        look: false,
+                        more: false,
+                    },
+                );
                 self.next_own = now.mono;
                 Ok(())
             })

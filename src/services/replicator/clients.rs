@@ -127,7 +127,7 @@ impl Replicator {
         match input {
             Input::Blocked => return Turn::Wait,
             Input::Closed => return Turn::Close,
-            Input::Data(_) => {}
+            Input::Data(_) => self.engine.look_ahead(client.reader.waiting_usernames()),
         }
         match self.serve_lines(now, socket, client) {
             Lines::AllServed => Turn::after_read(socket),
