@@ -21,6 +21,11 @@ mod sync_timeout;
 pub mod time;
 pub mod verify;
 
+/// A map whose keys are our own numbers or users whom userdb knows. What anybody can name is kept in the standard
+/// library's, which holds out against names that are chosen to collide.
+pub(crate) type FastMap<Key, Value> =
+    std::collections::HashMap<Key, Value, foldhash::fast::RandomState>;
+
 pub use abi::is_same_abi;
 pub use notification::{LINE_MAX_BYTES, Notification, notification_line};
 pub use outage::{Outage, RETRY_FIRST, RETRY_LONGEST};

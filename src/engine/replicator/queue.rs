@@ -4,15 +4,15 @@
 //! before a high, that before a low, and so on, but none waits behind higher ones for longer than the difference.
 //! The head starts are those of Dovecot 2.3.20 and later (`replicator-queue.c`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::action::SyncId;
 use super::peers::PeerId;
 use super::settle::Settling;
 use super::users::{RowId, UserId};
-use crate::engine::Priority;
 use crate::engine::time::Mono;
+use crate::engine::{FastMap, Priority};
 
 /// The order of a row: milliseconds of the monotonic clock, less a head start.
 pub(super) type Key = i64;
@@ -125,7 +125,7 @@ const FEW: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// Looked up several times for each notification, in no order.
-    rows: HashMap<RowId, Box<Work>>,
+    rows: FastMap<RowId, Box<Work>>,
     ready: BTreeSet<(Key, RowId)>,
     retry: BTreeSet<(Mono, RowId)>,
     peers: BTreeSet<(PeerId, RowId)>,

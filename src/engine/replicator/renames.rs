@@ -7,15 +7,14 @@
 //! Of each node only its own dsync processes tell, so what one node sees it follows itself. Should syncs never come to an end with it,
 //! the pauses between them grow, up to the slowest pace.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Replicator;
 use super::log::Level;
 use super::queue::{Place, millis, pause_after_change};
 use super::users::RowId;
-use crate::engine::Priority;
 use crate::engine::time::{Mono, Now};
+use crate::engine::{FastMap, Priority};
 
 /// After this many in a row the administrator is told: the pause is 5 s then.
 const RENAMES_REPORTED: u32 = 8;
@@ -32,7 +31,7 @@ struct Lately {
 /// Of the rows whose mailboxes were renamed lately.
 #[derive(Debug, Default)]
 pub(super) struct Renames {
-    rows: HashMap<RowId, Lately>,
+    rows: FastMap<RowId, Lately>,
     looked_through_at: usize,
 }
 

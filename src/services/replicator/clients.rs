@@ -101,6 +101,9 @@ enum Lines {
     Incompatible,
 }
 
+/// What an aggregator writes at once where many users changed; with less there is nothing to be won by looking ahead.
+const BURST_BYTES: usize = 1024;
+
 impl Replicator {
     pub(super) fn serve_notify(
         &mut self,
@@ -127,7 +130,10 @@ impl Replicator {
         match input {
             Input::Blocked => return Turn::Wait,
             Input::Closed => return Turn::Close,
-            Input::Data(_) => self.engine.look_ahead(client.reader.waiting_usernames()),
+            Input::Data(length) if length >= BURST_BYTES => {
+                self.engine.look_ahead(client.reader.waiting_usernames());
+            }
+            Input::Data(_) => {}
         }
         match self.serve_lines(now, socket, client) {
             Lines::AllServed => Turn::after_read(socket),

@@ -20,7 +20,7 @@ mod userdb;
 
 pub use settings::{DsyncDialect, DsyncParameters, Expand, MAX_CONNS, Settings, SettingsError};
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use std::time::Duration;
 use log::{debug, error, info, log, warn};
 use mio::{Events, Poll, Token, Waker};
 
+use crate::engine::FastMap;
 use crate::engine::protocol::replicator_doveadm as doveadm_protocol;
 use crate::engine::protocol::replicator_notify as notify_protocol;
 use crate::engine::replicator::{
@@ -167,11 +168,11 @@ pub struct Replicator {
     is_loaded: bool,
     wake_pending: bool,
     last_id: u64,
-    aggregators: HashMap<ConnectionId, usize>,
-    commands: HashMap<CommandId, usize>,
-    syncs: HashMap<SyncId, usize>,
+    aggregators: FastMap<ConnectionId, usize>,
+    commands: FastMap<CommandId, usize>,
+    syncs: FastMap<SyncId, usize>,
     idle: Idle,
-    waiting_for_state: HashMap<SyncId, WaitingForState>,
+    waiting_for_state: FastMap<SyncId, WaitingForState>,
     aborting: Vec<SyncId>,
     lookups: Option<usize>,
     listing: Option<usize>,
@@ -262,11 +263,11 @@ impl Replicator {
             is_loaded: false,
             wake_pending: false,
             last_id: 0,
-            aggregators: HashMap::new(),
-            commands: HashMap::new(),
-            syncs: HashMap::new(),
+            aggregators: FastMap::default(),
+            commands: FastMap::default(),
+            syncs: FastMap::default(),
             idle: Idle::default(),
-            waiting_for_state: HashMap::new(),
+            waiting_for_state: FastMap::default(),
             aborting: Vec::new(),
             lookups: None,
             listing: None,

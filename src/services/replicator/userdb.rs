@@ -1,12 +1,12 @@
 //! The connections to the auth server: one for lookups, one for a listing, each made when it is wanted.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use mio::Token;
 
 use super::socket::{Input, Socket};
 use super::{Peer, Replicator, Turn};
+use crate::engine::FastMap;
 use crate::engine::protocol::userdb::{self, Event, UserdbReader};
 use crate::engine::replicator::{ListingId, LookupId, UserLookup};
 use crate::engine::time::{Mono, Now};
@@ -18,7 +18,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 pub(super) struct UserdbConnection {
     reader: UserdbReader,
     last_id: u32,
-    lookups: HashMap<u64, (LookupId, Vec<u8>)>,
+    lookups: FastMap<u64, (LookupId, Vec<u8>)>,
     listing: Option<(u64, ListingId)>,
     is_for_listing: bool,
     moved: Mono,
@@ -30,7 +30,7 @@ impl UserdbConnection {
         Self {
             reader: UserdbReader::new(),
             last_id: 0,
-            lookups: HashMap::new(),
+            lookups: FastMap::default(),
             listing: None,
             is_for_listing: false,
             moved: now,

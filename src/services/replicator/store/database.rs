@@ -151,7 +151,7 @@ impl Worker {
     }
 
     pub(super) fn load(&self, connection: &Connection) -> Result<(), OpenError> {
-        let targets: HashMap<i64, &Vec<u8>> = self
+        let targets: FastMap<i64, &Vec<u8>> = self
             .targets
             .iter()
             .map(|(target, id)| (*id, target))

@@ -24,7 +24,7 @@ mod stock;
 mod tests;
 mod worker;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
@@ -42,12 +42,12 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension, ToSql}
 use database::{Puts, checkpoint};
 use worker::Worker;
 
-use crate::engine::Priority;
 use crate::engine::replicator::{
     Boot, MAX_TARGET_BYTES, MAX_USERNAME_BYTES, Record, RecordChange, Stale, StateChange, Write,
 };
 use crate::engine::strescape;
 use crate::engine::time::{Mono, UnixSecs};
+use crate::engine::{FastMap, Priority};
 use crate::services::thread;
 
 /// The file's name in `state_dir`.
@@ -71,7 +71,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_COMMANDS: usize = 1024;
 /// Events on their way back; the thread waits.
 const MAX_EVENTS: usize = 1024;
-const LOAD_BATCH: usize = 2048;
+/// Records that the engine takes at a time while others are read; it has no more to do when the last is read than with these.
+const LOAD_BATCH: usize = 256;
 /// How long writes wait for others to be committed with. Who waits for a write is the aggregator, with what
 /// it still keeps: nobody is held up.
 const GROUP_INTERVAL: Duration = Duration::from_millis(20);
@@ -139,7 +140,7 @@ struct Read {
 #[derive(Debug, Default)]
 struct Batch {
     changes: Vec<RecordChange>,
-    positions: HashMap<Vec<u8>, usize>,
+    positions: FastMap<Vec<u8>, usize>,
     last_seq: u64,
 }
 
@@ -224,7 +225,7 @@ pub struct Store {
     sealed: VecDeque<Batch>,
     batch_due: Option<Mono>,
     unsent_reads: Vec<Read>,
-    cached_states: HashMap<Vec<u8>, Vec<u8>>,
+    cached_states: FastMap<Vec<u8>, Vec<u8>>,
     cached_bytes: usize,
     unsent_ahead: Vec<Read>,
     /// No more is read ahead before this is there.
@@ -253,7 +254,7 @@ impl Store {
             events: event_sender,
             wake: Box::new(wake),
             stop: Arc::clone(&stop),
-            targets: HashMap::new(),
+            targets: FastMap::default(),
             unsaved: Batch::default(),
             failing: false,
             unmarked: None,
@@ -269,7 +270,7 @@ impl Store {
             sealed: VecDeque::new(),
             batch_due: None,
             unsent_reads: Vec::new(),
-            cached_states: HashMap::new(),
+            cached_states: FastMap::default(),
             cached_bytes: 0,
             unsent_ahead: Vec::new(),
             ahead_is_under_way: false,

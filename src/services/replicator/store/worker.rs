@@ -8,7 +8,7 @@ pub(super) struct Worker {
     pub(super) events: SyncSender<StoreEvent>,
     pub(super) wake: Box<dyn Fn() + Send>,
     pub(super) stop: Arc<AtomicBool>,
-    pub(super) targets: HashMap<Vec<u8>, i64>,
+    pub(super) targets: FastMap<Vec<u8>, i64>,
     pub(super) unsaved: Batch,
     pub(super) failing: bool,
     /// What the boot was found to be, until the disk has it that the store is in use.
