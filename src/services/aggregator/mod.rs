@@ -713,23 +713,22 @@ impl Daemon for Aggregator {
         if self.again {
             return Some(Mono(0));
         }
-        let journal = match &self.journal {
-            JournalState::Broken(_, at) => Some(*at),
-            JournalState::Absent | JournalState::Works(_) => None,
-        };
-        let fifos = || self.fifos.values().map(|source| &source.fifo);
-        let own = fifos().any(|fifo| !fifo.is_owned());
-        let look = fifos().any(|fifo| fifo.is_owned() && fifo.visible_len() > 0);
-        [
-            self.engine.next_timeout(),
-            self.journal_dir.is_some().then_some(self.next_orphans),
-            journal,
-            own.then_some(self.next_own),
-            look.then_some(self.next_relook),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let mut next = self.engine.next_timeout();
+        let mut at = |time: Mono| next = Some(next.map_or(time, |next| next.min(time)));
+        if self.journal_dir.is_some() {
+            at(self.next_orphans);
+        }
+        if let JournalState::Broken(_, again) = &self.journal {
+            at(*again);
+        }
+        for FifoSource { fifo, .. } in self.fifos.values() {
+            if !fifo.is_owned() {
+                at(self.next_own);
+            } else if fifo.visible_len() > 0 {
+                at(self.next_relook);
+            }
+        }
+        next
     }
 
     fn handle_timeout(&mut self, now: Now) {
