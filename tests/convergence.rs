@@ -160,13 +160,14 @@ fn becomes_equal(course: Course) -> Outcome {
     };
     let operations: u64 = journey.operations().values().map(|[done, ..]| done).sum();
     println!(
-        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by faults {}, by renames {}, wrong by rebuilding {}; processes dead of an assertion {}{}",
+        "SEED={seed}: {operations} operations, {} mails, equal after {:?}; expunged and back {}, doubled by faults {}, by renames {}, wrong by rebuilding {}, left out of an index {}; processes dead of an assertion {}{}",
         journey.mails(),
         round.equal_after.unwrap_or_default(),
         round.back,
         round.doubled_by_faults,
         round.doubled_by_renames,
         round.wrong_by_rebuild,
+        round.left_out_of_index,
         round.died,
         match round.waited_for_lock {
             true => "; waited for the lock of a dead process",

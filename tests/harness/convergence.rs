@@ -9,7 +9,7 @@ use super::node::died_of_dovecot;
 use super::{Format, Node, Outcome, PATIENCE, Pair, Target, User, wait_for};
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// After this time Dovecot takes such a lock of a Maildir for nobody's.
@@ -53,6 +53,8 @@ pub struct Round {
     pub doubled_by_faults: usize,
     /// Mail of users of whom Dovecot had to rebuild a mailbox's index: lost or doubled by that, told, not wrong (docs/limits.md).
     pub wrong_by_rebuild: usize,
+    /// Mail that Dovecot left out of an index when the disk was full, and whose file is there: told, not wrong (docs/limits.md).
+    pub left_out_of_index: usize,
     /// Processes that died of an assertion of Dovecot: told, not wrong (docs/limits.md).
     pub died: usize,
     /// Whether equality had to wait for Dovecot to give up the lock of a process that died on a full disk: told, not wrong (docs/limits.md).
@@ -192,8 +194,11 @@ impl Journey {
                     continue;
                 }
                 doubled.extend(verdict.doubled);
-                if !verdict.lost.is_empty() {
-                    let lost = verdict.lost.join("; ");
+                let (left_out, lost): (Vec<_>, Vec<_>) = (verdict.lost.into_iter())
+                    .partition(|lost| was_left_out_of_index(pair, &user, lost));
+                round.left_out_of_index = round.left_out_of_index.max(left_out.len());
+                if !lost.is_empty() {
+                    let lost = lost.join("; ");
                     round.wrong.push(format!("{user} on {side}: lost: {lost}"));
                 }
             }
@@ -279,15 +284,40 @@ fn has_empty_lock(pair: &Pair) -> Outcome<bool> {
     };
     for node in [&pair.a, &pair.b] {
         for user in fs::read_dir(node.path("mail"))? {
-            let inbox = user?.path().join("Maildir");
-            let others = fs::read_dir(&inbox).into_iter().flatten().flatten();
-            let mut mailboxes = others.map(|entry| entry.path()).chain([inbox.clone()]);
+            let mut mailboxes = maildirs(&user?.path().join("Maildir"));
             if mailboxes.any(|mailbox| is_left(&mailbox.join("dovecot-uidlist.lock"))) {
                 return Ok(true);
             }
         }
     }
     Ok(false)
+}
+
+/// The directories of a user's Maildirs, INBOX's first.
+fn maildirs(inbox: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let others = fs::read_dir(inbox).into_iter().flatten().flatten();
+    std::iter::once(inbox.to_owned()).chain(others.map(|entry| entry.path()))
+}
+
+/// Whether a Maildir was written on a full disk and the file of this mail is in one: only its index does not have it.
+fn was_left_out_of_index(pair: &Pair, user: &str, lost: &str) -> bool {
+    let subject = lost.split_whitespace().next().unwrap_or(lost);
+    let subject = format!("Subject: {subject}").into_bytes();
+    let is_of_mail = |file: &Path| {
+        fs::read(file).is_ok_and(|mail| mail.windows(subject.len()).any(|part| part == subject))
+    };
+    [&pair.a, &pair.b].into_iter().any(|node| {
+        let said = node.log_lines("/dovecot-uidlist.tmp) failed: ");
+        let inbox = node.path("mail").join(user).join("Maildir");
+        let full = |line: &&String| {
+            line.contains("No space left on device") && line.contains(&format!("/{user}/Maildir/"))
+        };
+        said.iter().any(|line| full(&line))
+            && maildirs(&inbox)
+                .flat_map(|maildir| ["cur", "new"].map(|dir| maildir.join(dir)))
+                .flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten())
+                .any(|file| is_of_mail(&file.path()))
+    })
 }
 
 /// Whether Dovecot said on either node that it rebuilds the index of a mailbox of the user.
