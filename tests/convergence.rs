@@ -11,7 +11,7 @@ mod harness;
 use dovecot_replication::engine::sync_state;
 use harness::client::message;
 use harness::compare::is_nonexistent;
-use harness::convergence::Course;
+use harness::convergence::{Course, has_unlisted_mail};
 use harness::faults::{self, Fault};
 use harness::node::MAIL_USER;
 use harness::ports::Port;
@@ -98,6 +98,12 @@ fn main() -> ExitCode {
                 target,
                 "dovecot/empty_lock_of_a_maildir_stops_its_user",
                 empty_lock_of_a_maildir,
+            );
+            push(
+                &mut trials,
+                target,
+                "dovecot/file_of_a_maildir_that_its_list_has_not",
+                unlisted_mail,
             );
         }
         if target.is_ours() && target.root.is_none() {
@@ -515,6 +521,42 @@ fn deleted_with_children(target: &Target) -> Outcome {
     let is_selectable = !listed.contains("\\Noselect") && !listed.contains("\\NonExistent");
     check(is_selectable, || listed)?;
     check(is_nonexistent(&examined), || examined)?;
+    node.finish()
+}
+
+/// What the load takes for left out of an index: a file whose mail no client sees, and no other.
+fn unlisted_mail(target: &Target) -> Outcome {
+    const USER: &str = "u1";
+    let node = Node::of(target)
+        .services()
+        .format(Format::Maildir)
+        .users([User::local(USER)])
+        .start()?;
+    let is_unlisted = |subject: &str| has_unlisted_mail(&node, USER, subject);
+    let mut lmtp = node.lmtp()?;
+    lmtp.deliver(&[USER], &message("delivered"))?;
+    lmtp.quit()?;
+    let mut imap = node.imap(USER)?;
+    imap.ok("SELECT INBOX")?;
+    check(!is_unlisted("delivered"), || {
+        "a mail that IMAP shows".to_owned()
+    })?;
+    imap.ok("STORE 1 +FLAGS (\\Seen)")?;
+    check(!is_unlisted("delivered"), || {
+        "a mail with a flag".to_owned()
+    })?;
+    imap.create("Other")?;
+    imap.ok("COPY 1 Other")?;
+    check(!is_unlisted("delivered"), || {
+        "a mail in two mailboxes".to_owned()
+    })?;
+    let cur = node.path("mail").join(USER).join("Maildir/cur");
+    fs::write(cur.join("1.M1P1.node-a"), message("laid there"))?;
+    check(is_unlisted("laid there"), || {
+        "a mail that no list has".to_owned()
+    })?;
+    check(!is_unlisted("laid"), || "another subject".to_owned())?;
+    imap.logout()?;
     node.finish()
 }
 

@@ -299,24 +299,41 @@ fn maildirs(inbox: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     std::iter::once(inbox.to_owned()).chain(others.map(|entry| entry.path()))
 }
 
-/// Whether a Maildir was written on a full disk and the file of this mail is in one: only its index does not have it.
+/// Whether a Maildir of the user was written on a full disk and the file of this mail is in one: only its index does not have it.
 fn was_left_out_of_index(pair: &Pair, user: &str, lost: &str) -> bool {
     let subject = lost.split_whitespace().next().unwrap_or(lost);
-    let subject = format!("Subject: {subject}").into_bytes();
-    let is_of_mail = |file: &Path| {
-        fs::read(file).is_ok_and(|mail| mail.windows(subject.len()).any(|part| part == subject))
-    };
+    let is_of_user = format!("/{user}/Maildir/");
     [&pair.a, &pair.b].into_iter().any(|node| {
         let said = node.log_lines("/dovecot-uidlist.tmp) failed: ");
-        let inbox = node.path("mail").join(user).join("Maildir");
-        let full = |line: &&String| {
-            line.contains("No space left on device") && line.contains(&format!("/{user}/Maildir/"))
+        let mut full = (said.iter()).filter(|line| line.contains("No space left on device"));
+        full.any(|line| line.contains(&is_of_user)) && has_unlisted_mail(node, user, subject)
+    })
+}
+
+/// Whether a file with a mail of this subject is in one of the user's Maildirs, and not in its `dovecot-uidlist`.
+pub fn has_unlisted_mail(node: &Node, user: &str, subject: &str) -> bool {
+    let subject = format!("Subject: {subject}").into_bytes();
+    let is_of_mail = |file: &Path| {
+        let mail = fs::read(file).unwrap_or_default();
+        let mut lines = mail.split(|&byte| byte == b'\n');
+        lines.any(|line| line.trim_ascii_end() == subject)
+    };
+    maildirs(&node.path("mail").join(user).join("Maildir")).any(|maildir| {
+        let list = fs::read_to_string(maildir.join("dovecot-uidlist")).unwrap_or_default();
+        // Flags are in the file's name alone.
+        let is_listed = |name: &str| {
+            let unique = name.split(":2,").next().unwrap_or(name);
+            list.lines()
+                .any(|line| line.ends_with(&format!(":{unique}")))
         };
-        said.iter().any(|line| full(&line))
-            && maildirs(&inbox)
-                .flat_map(|maildir| ["cur", "new"].map(|dir| maildir.join(dir)))
-                .flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten())
-                .any(|file| is_of_mail(&file.path()))
+        let mut files = ["cur", "new"].into_iter().flat_map(|dir| {
+            fs::read_dir(maildir.join(dir))
+                .into_iter()
+                .flatten()
+                .flatten()
+        });
+        files
+            .any(|file| !is_listed(&file.file_name().to_string_lossy()) && is_of_mail(&file.path()))
     })
 }
 
