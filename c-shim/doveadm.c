@@ -188,6 +188,11 @@ bool replication_doveadm_undelete(struct mailbox *box)
 	return undeleted;
 }
 
+bool replication_doveadm_saves_externally(struct mailbox_transaction_context *t)
+{
+	return (t->flags & MAILBOX_TRANSACTION_FLAG_EXTERNAL) != 0 && t->save_count > 0;
+}
+
 struct mail_index_transaction *
 replication_doveadm_take_expunges(struct mailbox_transaction_context *t)
 {

@@ -72,6 +72,9 @@ bool replication_doveadm_is_dsync(struct mailbox *box);
    locked from the mark to the end. The storage's last error stays. */
 bool replication_doveadm_undelete(struct mailbox *box);
 
+/* Whether the transaction saves mails, as dsync does before it expunges, in another transaction, those of which they are copies. */
+bool replication_doveadm_saves_externally(struct mailbox_transaction_context *t);
+
 /* Takes the expunges out of an external transaction that is about to be committed, and asks for the same ones in a transaction of their own;
    NULL if there are none. */
 struct mail_index_transaction *

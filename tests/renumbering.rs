@@ -7,6 +7,10 @@ use harness::configuration::Format;
 use harness::proxy::Link;
 use harness::run::{main as run, trial};
 use harness::{Node, Outcome, Pair, Target, User, check, metric, wait_for};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::inotify;
+use rustix::process::Signal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -123,18 +127,82 @@ fn mail_comes_during_a_sync(a: &Target, b: &Target, format: Format) -> Outcome {
     expected.sort();
     for node in [&pair.a, &pair.b] {
         check_nothing_is_left(node, format, expected.len())?;
-        let found = subjects(node)?;
-        let twice: Vec<_> = (found
-            .windows(2)
-            .filter(|pair| matches!(pair, [one, other] if one == other)))
-        .collect();
-        check(twice.is_empty(), || format!("there twice: {twice:?}"))?;
-        check(found == expected, || format!("{found:?}, not {expected:?}"))?;
+        check_each_once(&subjects(node)?, &expected)?;
         // Maildir: of a mail that got its old name back with another UID.
         node.tolerate_log("Duplicate file entry");
     }
     pair.wait_idle()?;
     pair.finish()
+}
+
+/// Waits for a file to be named in one of the directories.
+fn wait_for_file(dirs: &[PathBuf]) -> Outcome {
+    let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    for dir in dirs {
+        let named = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+        inotify::add_watch(&events, dir, named)?;
+    }
+    let mut ready = [PollFd::new(&events, PollFlags::IN)];
+    let patience = Timespec::try_from(PATIENCE)?;
+    let named = rustix::event::poll(&mut ready, Some(&patience))?;
+    check(named > 0, || format!("no file in {dirs:?}"))
+}
+
+/// The replicator's order to end at once comes to dsync while it gives new UIDs to mails whose own the other node has given too: they are
+/// copied, and those of which they are copies not yet expunged.
+fn sync_is_ended_at_once(target: &Target) -> Outcome {
+    const ROUNDS: usize = 8;
+    /// To each node in a round: to copy them takes longer than to order the end.
+    const MAILS: usize = 100;
+    let pair = Pair::of(target)
+        .format(Format::Maildir)
+        .users([User::local(USER)])
+        .faults()
+        .crashes_only()
+        .start()?;
+    let both = [(&pair.a, "a"), (&pair.b, "b")];
+    let signal = |node: &Node, name: &str, signal| -> Outcome {
+        for pid in node.processes(name)? {
+            // It may have ended meanwhile.
+            let _ = node.signal(pid, signal);
+        }
+        Ok(())
+    };
+    let maildir = pair.a.path("mail").join(USER).join("Maildir");
+    let mut expected = Vec::new();
+    for round in 0..ROUNDS {
+        pair.wait_idle()?;
+        for (node, name) in both {
+            signal(node, "replicator", Signal::STOP)?;
+            let mut lmtp = node.lmtp()?;
+            for mail in 0..MAILS {
+                let subject = format!("{name}-{round}-{mail}");
+                lmtp.deliver(&[USER], &message(&subject))?;
+                expected.push(subject);
+            }
+            lmtp.quit()?;
+        }
+        signal(&pair.a, "replicator", Signal::CONT)?;
+        wait_for_file(&["cur", "new"].map(|dir| maildir.join(dir)))?;
+        signal(&pair.a, "doveadm-server", Signal::USR2)?;
+        signal(&pair.b, "replicator", Signal::CONT)?;
+        pair.wait_equal(&[USER], PATIENCE)?;
+    }
+    pair.wait_idle()?;
+    expected.sort();
+    for (node, _) in both {
+        check_each_once(&subjects(node)?, &expected)?;
+    }
+    pair.finish()
+}
+
+fn check_each_once(found: &[String], expected: &[String]) -> Outcome {
+    let twice: Vec<_> = (found
+        .windows(2)
+        .filter(|pair| matches!(pair, [one, other] if one == other)))
+    .collect();
+    check(twice.is_empty(), || format!("there twice: {twice:?}"))?;
+    check(found == expected, || format!("{found:?}, not {expected:?}"))
 }
 
 fn main() -> ExitCode {
@@ -157,6 +225,9 @@ fn main() -> ExitCode {
                 mail_comes_during_a_sync(&of, &of, format)
             }));
         }
+        let of = target.clone();
+        let name = "sync_that_is_ended_at_once_doubles_no_mail_maildir";
+        trials.push(trial(target, name, move || sync_is_ended_at_once(&of)));
     }
     run(trials)
 }

@@ -22,6 +22,8 @@
 //! once more, which is there twice then, and sdbox and mdbox keep what nobody can see until an index is rebuilt. Here the expunges of an
 //! external transaction are asked for in one of their own.
 //!
+//! Between the copies and the expunges of what was copied the watchdog does not end dsync: each mail would be there twice.
+//!
 //! Nothing is said or changed but for dsync, and no mailbox or mail is removed.
 
 use std::ffi::{CStr, c_char, c_int};
@@ -29,7 +31,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use super::observer;
+use super::{observer, watchdog};
 use crate::engine::healing;
 use crate::host::bindings as ffi;
 use crate::host::guard::guard;
@@ -283,20 +285,31 @@ unsafe extern "C" fn transaction_commit(
         std::process::abort();
     };
     // SAFETY: as above; a transaction has a mailbox.
-    let expunges = if unsafe { ffi::replication_doveadm_is_dsync(mailbox) } {
+    let is_dsync = unsafe { ffi::replication_doveadm_is_dsync(mailbox) };
+    // SAFETY: as above.
+    let copies = is_dsync && unsafe { ffi::replication_doveadm_saves_externally(transaction) };
+    if copies {
+        watchdog::hold();
+    }
+    let expunges = if is_dsync {
         // SAFETY: as above; it has not been committed.
         unsafe { ffi::replication_doveadm_take_expunges(transaction) }
     } else {
         ptr::null_mut()
     };
     // SAFETY: the format's own function with what it was to be called with. The transaction is freed then.
-    let result = unsafe { commit(transaction, changes) };
-    if expunges.is_null() {
-        return result;
+    let mut result = unsafe { commit(transaction, changes) };
+    let has_expunged = !expunges.is_null();
+    if has_expunged {
+        // SAFETY: from just above, of this mailbox, which outlives its transactions.
+        let asked = unsafe { ffi::replication_doveadm_expunge(mailbox, expunges, result >= 0) };
+        result = result.min(asked);
     }
-    // SAFETY: from just above, of this mailbox, which outlives its transactions.
-    let asked = unsafe { ffi::replication_doveadm_expunge(mailbox, expunges, result >= 0) };
-    result.min(asked)
+    // What was copied without an expunge is expunged by the transaction that dsync commits next (`dsync_mailbox_import_commit`), if this one was.
+    if !copies || has_expunged || result < 0 {
+        watchdog::release();
+    }
+    result
 }
 
 unsafe extern "C" fn update_box(

@@ -11,7 +11,8 @@
 //!
 //! `SIGUSR2` ends it at once, and one whose client has hung up before it began does not begin.
 //!
-//! Everything that dsync wrote is safe against that, as against SIGKILL, and the connection to the peer closes.
+//! None of this comes between two writes that belong together ([`hold`]). Everything else that dsync wrote is safe against it,
+//! as against SIGKILL, and the connection to the peer closes.
 //!
 //! No thread, and no work while the client is there. The handler only makes async-signal-safe calls. The signal restarts
 //! system calls (SA_RESTART), lock waits among them.
@@ -21,7 +22,8 @@ use std::mem::{MaybeUninit, zeroed};
 use std::os::fd::{IntoRawFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{
-    AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed,
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
 };
 
 /// How many seconds in a row without a byte end a sync that the client wants ended.
@@ -47,6 +49,10 @@ static TIMER: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
 static TIMER_EXISTS: AtomicBool = AtomicBool::new(false);
 static STILL_TICKS: AtomicU32 = AtomicU32::new(0);
 static CLIENT_HUNG_UP: AtomicBool = AtomicBool::new(false);
+/// Whether the end is to wait.
+static HELD: AtomicBool = AtomicBool::new(false);
+/// It was due meanwhile.
+static END_WAITS: AtomicBool = AtomicBool::new(false);
 static LAST_BYTES: AtomicU64 = AtomicU64::new(0);
 /// What reading `/proc/self/io` itself added to the counter.
 static OWN_BYTES: AtomicU64 = AtomicU64::new(0);
@@ -85,12 +91,29 @@ pub fn arm(fd: RawFd) {
     on_signal(false);
 }
 
+/// The end waits until [`release`]: what is written now belongs together, such as a mail's copy and the expunge of the mail. Nothing in
+/// between may wait for the peer.
+pub fn hold() {
+    HELD.store(true, SeqCst);
+}
+
+/// The end waits no longer, and is here if it was due. Also without [`hold`].
+pub fn release() {
+    HELD.store(false, SeqCst);
+    if END_WAITS.load(SeqCst) {
+        // SAFETY: no precondition; does not return.
+        unsafe { libc::_exit(0) };
+    }
+}
+
 /// Stops watching; the connection is as it was.
 pub fn disarm() {
     let fd = CLIENT_FD.swap(-1, Relaxed);
     if fd >= 0 {
         send_signals(fd, false);
     }
+    HELD.store(false, SeqCst);
+    END_WAITS.store(false, SeqCst);
     set_timer(0);
     close_io(-1);
 }
@@ -212,8 +235,7 @@ fn on_signal(end_at_once: bool) {
         return;
     }
     if end_at_once {
-        // SAFETY: async-signal-safe, does not return.
-        unsafe { libc::_exit(0) };
+        return end();
     }
     let events = hang_up_events(fd);
     if !CLIENT_HUNG_UP.load(Relaxed) {
@@ -228,9 +250,17 @@ fn on_signal(end_at_once: bool) {
     if bytes != LAST_BYTES.swap(bytes, Relaxed) {
         STILL_TICKS.store(0, Relaxed);
     } else if STILL_TICKS.fetch_add(1, Relaxed) + 1 >= still_ticks_max(events) {
-        // SAFETY: async-signal-safe, does not return.
-        unsafe { libc::_exit(0) };
+        end();
     }
+}
+
+/// Ends the process, now or in [`release`].
+fn end() {
+    if HELD.load(SeqCst) {
+        return END_WAITS.store(true, SeqCst);
+    }
+    // SAFETY: async-signal-safe, does not return.
+    unsafe { libc::_exit(0) };
 }
 
 /// POLLRDHUP: the client writes no more. With POLLHUP: it is gone.
