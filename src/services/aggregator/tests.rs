@@ -217,6 +217,46 @@ fn fifo_takes_nothing_more_after_shutdown_and_what_it_held_is_in_the_journal() {
     assert!(content.contains("\t+\ta\tlow\n"), "{content}");
 }
 
+/// Fills the fifo with a line of each of so many users as fit in, and lines that mean nothing between them; how many users.
+fn fill_with_users(dir: &Path) -> usize {
+    let writer = test_fifo(dir);
+    (0..)
+        .take_while(|user| {
+            let garbage = if user % 100 == 0 { "\0\u{ff}\n" } else { "" };
+            let line = format!("{garbage}u{user}@example.com\tlow\n");
+            rustix::io::write(&writer, line.as_bytes()).is_ok()
+        })
+        .count()
+}
+
+#[test]
+fn full_fifo_is_merged_in_one_turn_after_the_other() {
+    let (dir, state_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut host = Host::start(dir.path(), state_dir.path());
+    let users = fill_with_users(dir.path());
+    host.daemon.handle_ready(host.now());
+    let first = host.daemon.users();
+    assert!((1..users).contains(&first), "{first} of {users} at once");
+    while host.daemon.users() < users {
+        // More is to be done at once, and nothing else wakes it.
+        assert_eq!(host.daemon.next_timeout(), Some(Mono(0)));
+        host.daemon.handle_timeout(host.now());
+    }
+}
+
+#[test]
+fn full_fifo_is_in_the_journal_after_shutdown() {
+    let (dir, state_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut host = Host::start(dir.path(), state_dir.path());
+    let users = fill_with_users(dir.path());
+    host.daemon.handle_shutdown(host.now());
+    drop(host);
+    let dir = state_dir.path().join("replication-aggregator");
+    let journal = std::fs::read_dir(dir).unwrap().next().unwrap().unwrap();
+    let content = std::fs::read_to_string(journal.path()).unwrap();
+    assert_eq!(content.matches("\t+\tu").count(), users);
+}
+
 #[test]
 fn replicator_on_another_host_is_reached_by_tcp_again_and_again() {
     let (dir, state_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
