@@ -3,6 +3,8 @@
 #include "ostream-private.h"
 #include "iostream-private.h"
 #include "iostream-ssl.h"
+#include "mailbox-list-private.h"
+#include "dsync-brain.h"
 
 /* doveadm keeps its mail commands in doveadm_cmds_ver2; before 2.3.14 sync and dsync-server were in an array of their
    own, which later headers no longer declare. */
@@ -78,3 +80,13 @@ int replication_doveadm_tls_create(struct doveadm_cmd_context *cctx, const char 
 	ssl_iostream_context_unref(&ctx);
 	return ret;
 }
+
+#ifdef DSYNC_LIST_CONTEXT
+bool replication_doveadm_set_escape_char(struct mailbox_list *list, char escape_char)
+{
+	if (list->set.vname_escape_char != '\0')
+		return FALSE;
+	list->set.vname_escape_char = escape_char;
+	return TRUE;
+}
+#endif

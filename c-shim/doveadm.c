@@ -3,6 +3,10 @@
 #include "ioloop-private.h"
 #include "iostream-ssl.h"
 #include "mail-index-transaction-private.h"
+#include "mail-namespace.h"
+#include "mailbox-list-private.h"
+#include "dbox-save.h"
+#include "dsync-brain.h"
 
 #include <poll.h>
 
@@ -174,6 +178,56 @@ bool replication_doveadm_is_dsync(struct mailbox *box)
 	return box->storage->user->dsyncing;
 }
 
+#ifdef DSYNC_LIST_CONTEXT
+
+#pragma weak dsync_mailbox_list_module
+
+/* A control character, which Dovecot lets no mailbox be created with. */
+#define NAME_ESCAPE_CHAR '\x01'
+#define SHIM_LIST_CONTEXT(obj) MODULE_CONTEXT(obj, shim_list_module)
+
+static MODULE_CONTEXT_DEFINE_INIT(shim_list_module, &mailbox_list_module_register);
+
+/* dsync lists the mailboxes before it reads of the peer's. The character is its own still and not an admin's, so that it takes a separator
+   in a peer's name for one that it has to replace. */
+static struct mailbox_list_iterate_context *
+shim_list_iter_init(struct mailbox_list *list, const char *const *patterns,
+		    enum mailbox_list_iter_flags flags)
+{
+	union mailbox_list_module_context *lctx = SHIM_LIST_CONTEXT(list);
+	struct dsync_mailbox_list *dlist = DSYNC_LIST_CONTEXT(list);
+
+	list->v.iter_init = lctx->super.iter_init;
+	if (dlist != NULL)
+		dlist->have_orig_escape_char = FALSE;
+	return list->v.iter_init(list, patterns, flags);
+}
+
+void replication_doveadm_escape_names(struct mail_user *user)
+{
+	union mailbox_list_module_context *lctx;
+	struct mail_namespace *ns;
+
+	if (&dsync_mailbox_list_module == NULL)
+		return;
+	for (ns = user->namespaces; ns != NULL; ns = ns->next) {
+		if (!replication_doveadm_set_escape_char(ns->list, NAME_ESCAPE_CHAR))
+			continue;
+		lctx = p_new(ns->list->pool, union mailbox_list_module_context, 1);
+		lctx->super = ns->list->v;
+		ns->list->v.iter_init = shim_list_iter_init;
+		MODULE_CONTEXT_SET_SELF(ns->list, shim_list_module, lctx);
+	}
+}
+
+#else
+
+void replication_doveadm_escape_names(struct mail_user *user ATTR_UNUSED)
+{
+}
+
+#endif
+
 bool replication_doveadm_undelete(struct mailbox *box)
 {
 	bool undeleted = FALSE;
@@ -191,6 +245,15 @@ bool replication_doveadm_undelete(struct mailbox *box)
 bool replication_doveadm_saves_externally(struct mailbox_transaction_context *t)
 {
 	return (t->flags & MAILBOX_TRANSACTION_FLAG_EXTERNAL) != 0 && t->save_count > 0;
+}
+
+void replication_doveadm_keep_saved(struct mailbox_transaction_context *t)
+{
+	if (t->save_ctx != NULL && strcmp(t->box->storage->name, "sdbox") == 0) {
+		struct dbox_save_context *ctx =
+			container_of(t->save_ctx, struct dbox_save_context, ctx);
+		ctx->failed = FALSE;
+	}
 }
 
 struct mail_index_transaction *

@@ -4,7 +4,7 @@ mod harness;
 
 use harness::client::message;
 use harness::configuration::Format;
-use harness::proxy::Link;
+use harness::proxy::{Link, Proxy};
 use harness::run::{main as run, trial};
 use harness::{Node, Outcome, Pair, Target, User, check, metric, wait_for};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -196,6 +196,73 @@ fn sync_is_ended_at_once(target: &Target) -> Outcome {
     pair.finish()
 }
 
+/// A client of b expunges mails that a has asked b for: dsync gives them up, one or more of them after the last that it saves. What it has saved
+/// before stays.
+fn mail_is_gone_when_its_turn_comes(target: &Target, format: Format) -> Outcome {
+    const ROUNDS: usize = 4;
+    /// In what order dsync asks for them is chance; in a round in five the large one is the last.
+    const SMALL: usize = 4;
+    /// More than the sockets between the nodes hold.
+    const LARGE_BYTES: usize = 12 << 20;
+    const STALLED_AFTER: usize = 1 << 20;
+    let pair = Pair::of(target)
+        .format(format)
+        .users([User::local(USER)])
+        .faults()
+        .one_way()
+        .start()?;
+    let links = |link| pair.proxies.iter().for_each(|proxy| proxy.set(link));
+    let line = format!("{}\r\n", "x".repeat(70));
+    let large_body = line.repeat(LARGE_BYTES / line.len());
+    let mut expected = Vec::new();
+    for round in 0..ROUNDS {
+        let mut lmtp = pair.b.lmtp()?;
+        for mail in 0..SMALL {
+            let subject = format!("small-{round}-{mail}");
+            lmtp.deliver(&[USER], &message(&subject))?;
+            if mail == SMALL / 2 {
+                let subject = format!("large-{round}");
+                lmtp.deliver(&[USER], &format!("{}{large_body}", message(&subject)))?;
+                expected.push(subject);
+            }
+        }
+        lmtp.quit()?;
+        links(Link::StalledAfter(STALLED_AFTER));
+        (pair.a).doveadm(&["replicator", "replicate", "-p", "high", USER])?;
+        wait_for("the large mail on its way", PATIENCE, || {
+            let stands = pair.proxies.iter().any(Proxy::stands);
+            Ok(stands.then_some(()))
+        })?;
+        let mut imap = pair.b.imap(USER)?;
+        imap.ok("SELECT INBOX")?;
+        let lines = imap.ok(&format!("SEARCH SUBJECT small-{round}-"))?.concat();
+        let found: Vec<_> = lines
+            .split_whitespace()
+            .filter(|word| word.parse::<u32>().is_ok())
+            .collect();
+        imap.ok(&format!(
+            "STORE {} +FLAGS.SILENT (\\Deleted)",
+            found.join(",")
+        ))?;
+        imap.ok("EXPUNGE")?;
+        imap.logout()?;
+        links(Link::Up);
+        pair.wait_idle()?;
+        (pair.a).doveadm(&["replicator", "replicate", "-p", "high", USER])?;
+        pair.wait_equal(&[USER], PATIENCE)?;
+        for node in [&pair.a, &pair.b] {
+            check_each_once(&subjects(node)?, &expected)?;
+        }
+        let mut imap = pair.a.imap(USER)?;
+        imap.ok("EXAMINE INBOX")?;
+        let lines = imap.ok("FETCH * BODY.PEEK[TEXT]<0.12>")?.concat();
+        check(lines.contains("body of larg"), || format!("{lines:?}"))?;
+        imap.logout()?;
+    }
+    pair.wait_idle()?;
+    pair.finish()
+}
+
 fn check_each_once(found: &[String], expected: &[String]) -> Outcome {
     let twice: Vec<_> = (found
         .windows(2)
@@ -223,6 +290,14 @@ fn main() -> ExitCode {
             );
             trials.push(trial(target, &name, move || {
                 mail_comes_during_a_sync(&of, &of, format)
+            }));
+            let of = target.clone();
+            let name = format!(
+                "mail_that_is_gone_when_its_turn_comes_takes_no_other_with_it_{}",
+                format.name()
+            );
+            trials.push(trial(target, &name, move || {
+                mail_is_gone_when_its_turn_comes(&of, format)
             }));
         }
         let of = target.clone();

@@ -51,7 +51,7 @@ pub struct Round {
     pub back: usize,
     /// Mail that a dsync doubled which a fault ended: told, not wrong (docs/limits.md).
     pub doubled_by_faults: usize,
-    /// Mail of users of whom Dovecot had to rebuild a mailbox's index: lost or doubled by that, told, not wrong (docs/limits.md).
+    /// Mail of users of whom Dovecot had to rebuild a mailbox's index after a full disk: lost or doubled by that, told, not wrong (docs/limits.md).
     pub wrong_by_rebuild: usize,
     /// Mail that Dovecot left out of an index when the disk was full, and whose file is there: told, not wrong (docs/limits.md).
     pub left_out_of_index: usize,
@@ -117,8 +117,8 @@ impl Course {
         if self.clock_ahead {
             check_clock(&pair)?;
         }
-        let has_2_3 = [a, b].iter().any(|target| target.series() == Series::V2_3);
-        let load = Load::new(&users, self.seed, has_2_3, self.mailboxes);
+        let is_ours = [a, b].iter().all(|target| target.is_ours());
+        let load = Load::new(&users, self.seed, is_ours, self.mailboxes);
         for user in &users {
             let mut imap = pair.a.imap(user)?;
             for name in load.names(Group::Kept) {
@@ -188,7 +188,7 @@ impl Journey {
                 round.back = round.back.max(verdict.back.len());
                 let renamed = verdict.doubled_by_renames.len();
                 round.doubled_by_renames = round.doubled_by_renames.max(renamed);
-                if was_rebuilt(pair, &user) {
+                if course.faults.contains(&Fault::DiskFull) && was_rebuilt(pair, &user) {
                     let wrong = verdict.doubled.len() + verdict.lost.len();
                     round.wrong_by_rebuild = round.wrong_by_rebuild.max(wrong);
                     continue;

@@ -2,6 +2,7 @@
 
 use super::ports::Port;
 use super::{Outcome, PATIENCE, wait_for};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,8 @@ pub enum Link {
     SlowAndCutAfter(Duration, usize),
     /// Nothing passes, and nothing ends.
     Stalled,
+    /// So after so many bytes from either side.
+    StalledAfter(usize),
 }
 
 /// How often a connection that has nothing to pass on looks at the link.
@@ -32,12 +35,23 @@ const PIECE: usize = 16 * 1024;
 #[derive(Debug)]
 struct State {
     link: Mutex<Link>,
+    /// A connection has had something to wait for since the link was set.
+    stands: AtomicBool,
     ended: AtomicBool,
 }
 
 impl State {
     fn link(&self) -> Link {
         *self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stalled(&self, passed: usize) -> bool {
+        let is_stalled = match self.link() {
+            Link::Stalled => true,
+            Link::StalledAfter(bytes) => passed >= bytes,
+            _ => false,
+        };
+        is_stalled && !self.ended.load(Ordering::Relaxed)
     }
 
     fn is_cut(&self, passed: usize) -> bool {
@@ -74,6 +88,7 @@ impl Proxy {
         listener.set_nonblocking(true)?;
         let state = Arc::new(State {
             link: Mutex::new(Link::Up),
+            stands: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
         let of_acceptor = Arc::clone(&state);
@@ -87,8 +102,15 @@ impl Proxy {
         self.port.number()
     }
 
+    /// Whether a connection has stood still since the link was set.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.state.stands.load(Ordering::Relaxed)
+    }
+
     /// From now on the link is so.
     pub fn set(&self, link: Link) {
+        self.state.stands.store(false, Ordering::Relaxed);
         *self
             .state
             .link
@@ -125,6 +147,10 @@ fn connect(client: TcpStream, to: u16, state: &Arc<State>) -> std::io::Result<()
     client.set_nonblocking(false)?;
     let server = TcpStream::connect((Ipv4Addr::LOCALHOST, to))?;
     for stream in [&client, &server] {
+        if matches!(state.link(), Link::StalledAfter(_)) {
+            // Or much more would be on its way.
+            set_socket_recv_buffer_size(stream, 16 * PIECE)?;
+        }
         stream.set_read_timeout(Some(LOOK))?;
         stream.set_nodelay(true)?;
     }
@@ -145,7 +171,8 @@ fn pass(mut from: TcpStream, mut to: TcpStream, state: &State) {
             let _gone = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
             return;
         }
-        if state.link() == Link::Stalled {
+        if state.is_stalled(passed) {
+            state.stands.store(true, Ordering::Relaxed);
             std::thread::sleep(LOOK);
             continue;
         }
@@ -172,7 +199,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, state: &State) {
             std::thread::sleep(delay);
         }
         // What was read when the link stalled comes after it.
-        while state.link() == Link::Stalled && !state.ended.load(Ordering::Relaxed) {
+        while state.is_stalled(passed) {
             std::thread::sleep(LOOK);
         }
         passed += read;

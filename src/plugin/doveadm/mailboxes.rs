@@ -22,6 +22,10 @@
 //! once more, which is there twice then, and sdbox and mdbox keep what nobody can see until an index is rebuilt. Here the expunges of an
 //! external transaction are asked for in one of their own.
 //!
+//! A mail that dsync is about to save may be gone by then: a client has expunged it on this node, or on the peer. dsync gives it up, and commits what
+//! it has saved before it. Where none is saved after it, sdbox deletes the files of all of them (`sdbox_transaction_save_commit_post`
+//! looks at how the last one ended), and has them in its index: they are lost, on both nodes when the index is rebuilt. Here they stay.
+//!
 //! Between the copies and the expunges of what was copied the watchdog does not end dsync: each mail would be there twice.
 //!
 //! Nothing is said or changed but for dsync, and no mailbox or mail is removed.
@@ -293,6 +297,8 @@ unsafe extern "C" fn transaction_commit(
     }
     let expunges = if is_dsync {
         // SAFETY: as above; it has not been committed.
+        unsafe { ffi::replication_doveadm_keep_saved(transaction) };
+        // SAFETY: as above.
         unsafe { ffi::replication_doveadm_take_expunges(transaction) }
     } else {
         ptr::null_mut()

@@ -35,17 +35,17 @@ pub struct Load {
 }
 
 impl Load {
-    /// A load on the mailboxes of `users`. `has_2_3`: one node is of 2.3, whose dsync cannot do with a `%` in
-    /// a name (docs/limits.md). `mailboxes`: mailboxes are made, renamed and deleted too.
+    /// A load on the mailboxes of `users`. `percent`: also such with a `%` in their names, which
+    /// dsync of most releases cannot do with by itself. `mailboxes`: mailboxes are made, renamed and deleted too.
     #[must_use]
-    pub fn new(users: &[String], seed: u64, has_2_3: bool, mailboxes: bool) -> Load {
+    pub fn new(users: &[String], seed: u64, percent: bool, mailboxes: bool) -> Load {
         Load {
             users: users.to_vec(),
             models: users.iter().map(|_| Mutex::default()).collect(),
             random: Mutex::new(fastrand::Rng::with_seed(seed)),
             operations: Mutex::default(),
             round: Mutex::new(0),
-            percent: !has_2_3,
+            percent,
             mailboxes,
         }
     }

@@ -14,7 +14,7 @@ pub enum Group {
 }
 
 const KEPT: [&str; 5] = ["INBOX", "Keep", "Keep/100 %", "Keep/R&D", "Keep/Äpfel Ж"];
-const ENDS: [&str; 7] = ["a b", "50%", "&co", "öl", "x", "x/y", "日本/&-"];
+const ENDS: [&str; 8] = ["a b", "50%", "a%20b", "&co", "öl", "x", "x/y", "日本/&-"];
 
 /// All names of a group, as people write them. `percent`: also such with a `%`.
 #[must_use]

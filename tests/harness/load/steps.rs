@@ -226,14 +226,8 @@ fn delete(writer: &mut Writer<'_>) -> Outcome<End> {
     writer.simple(&format!("DELETE {}", quoted(&name)))
 }
 
-/// Dsync of 2.4 does not always bring over the subscription of a name with a `%` (docs/limits.md).
 fn subscribable(writer: &mut Writer<'_>) -> String {
-    let name = writer.name_of(&[Group::Kept, Group::Renamed, Group::Deleted]);
-    if name.contains('%') {
-        "INBOX".to_owned()
-    } else {
-        name
-    }
+    writer.name_of(&[Group::Kept, Group::Renamed, Group::Deleted])
 }
 
 fn subscribe(writer: &mut Writer<'_>) -> Outcome<End> {
