@@ -15,6 +15,12 @@ struct replication_shim_user {
 static MODULE_CONTEXT_DEFINE_INIT(replication_shim_user_module,
 				  &mail_user_module_register);
 
+#define REPLICATION_MAILBOX_CONTEXT(obj) \
+	MODULE_CONTEXT(obj, replication_shim_mailbox_module)
+
+static MODULE_CONTEXT_DEFINE_INIT(replication_shim_mailbox_module,
+				  &mail_storage_module_register);
+
 static const struct ReplicationCallbacks *shim_callbacks;
 
 /* A plugin's own version, which Dovecot has compared with its own; no header
@@ -75,6 +81,42 @@ bool replication_shim_mailbox_is_new_inbox(struct mailbox *box)
 			errno == ENOENT;
 	} T_END;
 	return is_new;
+}
+
+bool replication_shim_mailbox_is_maildir(const struct mailbox *box)
+{
+	return strcmp(box->storage->name, "maildir") == 0;
+}
+
+const char *replication_shim_mailbox_path(struct mailbox *box)
+{
+	const char *path;
+
+	return mailbox_get_path_to(box, MAILBOX_LIST_PATH_TYPE_MAILBOX, &path) > 0 ? path : NULL;
+}
+
+static int replication_shim_sync_deinit(struct mailbox_sync_context *ctx,
+					struct mailbox_sync_status *status_r)
+{
+	struct mailbox *box = ctx->box;
+	union mailbox_module_context *mctx = REPLICATION_MAILBOX_CONTEXT(box);
+	int ret = mctx->super.sync_deinit(ctx, status_r);
+
+	if (ret < 0)
+		shim_callbacks->sync_failed(box);
+	return ret;
+}
+
+void replication_shim_mailbox_watch_syncs(struct mailbox *box)
+{
+	struct mailbox_vfuncs *v = box->vlast;
+	union mailbox_module_context *mctx =
+		p_new(box->pool, union mailbox_module_context, 1);
+
+	mctx->super = *v;
+	box->vlast = &mctx->super;
+	v->sync_deinit = replication_shim_sync_deinit;
+	MODULE_CONTEXT_SET_SELF(box, replication_shim_mailbox_module, mctx);
 }
 
 void replication_shim_set_callbacks(const struct ReplicationCallbacks *callbacks)

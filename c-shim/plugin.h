@@ -38,6 +38,14 @@ bool replication_shim_mailbox_is_new_inbox(struct mailbox *box);
 /* Whether the mailbox is the user's own INBOX. */
 bool replication_shim_mailbox_is_inbox(const struct mailbox *box);
 
+/* Whether the mailbox is a Maildir. */
+bool replication_shim_mailbox_is_maildir(const struct mailbox *box);
+/* Where it is; NULL if nowhere. Lives until the next call. */
+const char *replication_shim_mailbox_path(struct mailbox *box);
+/* For a mailbox just allocated: callbacks->sync_failed(box) is called after each
+   sync that failed. */
+void replication_shim_mailbox_watch_syncs(struct mailbox *box);
+
 /* Whom the shim calls; valid until deinit. */
 void replication_shim_set_callbacks(const struct ReplicationCallbacks *callbacks);
 

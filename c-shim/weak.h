@@ -16,6 +16,7 @@
 #pragma weak mail_index_get_header
 #pragma weak mail_storage_hooks_add
 #pragma weak mail_storage_hooks_remove
+#pragma weak mail_storage_module_register
 #pragma weak mail_user_module_register
 #pragma weak mail_user_plugin_getenv
 #pragma weak mailbox_get_namespace

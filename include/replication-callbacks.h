@@ -9,6 +9,8 @@ typedef struct ReplicationCallbacks {
   void (*user_deinit)(void *context);
   // The timeout for a new try has come.
   void (*retry)(void);
+  // A sync of this mailbox, a `struct mailbox`, has failed.
+  void (*sync_failed)(void *mailbox);
 } ReplicationCallbacks;
 
 #endif  /* REPLICATION_CALLBACKS_H */

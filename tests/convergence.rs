@@ -102,6 +102,12 @@ fn main() -> ExitCode {
             push(
                 &mut trials,
                 target,
+                "maildir_whose_list_cannot_be_written_loses_no_mail",
+                unwritten_list,
+            );
+            push(
+                &mut trials,
+                target,
                 "dovecot/file_of_a_maildir_that_its_list_has_not",
                 unlisted_mail,
             );
@@ -558,6 +564,70 @@ fn unlisted_mail(target: &Target) -> Outcome {
     check(!is_unlisted("laid"), || "another subject".to_owned())?;
     imap.logout()?;
     node.finish()
+}
+
+/// Where Dovecot cannot write a Maildir's `dovecot-uidlist`, as on a full disk, it expunges all mails from the index, and leaves the files. They are mails
+/// again with the next sync, before the other node hears of it.
+fn unwritten_list(target: &Target) -> Outcome {
+    const USER: &str = "u1";
+    const MAILS: usize = 20;
+    /// So many are expunged that the list is to be written anew, for fewer lines are left than three in four.
+    const LEFT: usize = 4;
+    let pair = Pair::of(target)
+        .users([User::local(USER)])
+        .crashes_only()
+        .start()?;
+    let mut lmtp = pair.a.lmtp()?;
+    for mail in 0..MAILS {
+        lmtp.deliver(&[USER], &message(&format!("mail-{mail}")))?;
+    }
+    lmtp.quit()?;
+    pair.wait_equal(&[USER], PATIENCE)?;
+    pair.wait_idle()?;
+    // A directory of the name of the list to be is as much in the way as a full disk.
+    let list = pair
+        .a
+        .path("mail")
+        .join(USER)
+        .join("Maildir/dovecot-uidlist.tmp");
+    fs::create_dir(&list)?;
+    let mut imap = pair.a.imap(USER)?;
+    imap.ok("SELECT INBOX")?;
+    imap.ok(&format!(
+        "STORE 1:{} +FLAGS.SILENT (\\Deleted)",
+        MAILS - LEFT
+    ))?;
+    imap.ok("EXPUNGE")?;
+    imap.logout()?;
+    for _ in 0..3 {
+        // Within a second from a change of the directory Dovecot looks at it again by itself.
+        std::thread::sleep(Duration::from_millis(1_100));
+        let mut imap = pair.a.imap(USER)?;
+        // Dovecot shows nothing of a mailbox that it cannot sync.
+        let _ = imap.command("SELECT INBOX")?;
+        imap.logout()?;
+    }
+    let said = pair.a.log_lines("dovecot-uidlist.tmp");
+    check(!said.is_empty(), || {
+        "the list was not in the way".to_owned()
+    })?;
+    fs::remove_dir(&list)?;
+    for node in [&pair.a, &pair.b] {
+        let what = format!("the {LEFT} mails that are left");
+        wait_for(&what, PATIENCE, || {
+            let mut imap = node.imap(USER)?;
+            let lines = imap.ok("SELECT INBOX")?.join("\n");
+            imap.logout()?;
+            Ok(lines.contains(&format!("* {LEFT} EXISTS")).then_some(()))
+        })?;
+    }
+    pair.wait_idle()?;
+    pair.wait_equal(&[USER], PATIENCE)?;
+    let found = pair.b.doveadm(&[
+        "search", "-u", USER, "mailbox", "INBOX", "header", "subject", "mail-",
+    ])?;
+    check(found.lines().count() == LEFT, || found)?;
+    pair.finish()
 }
 
 /// Where a full disk takes not even a process id, Dovecot's lock of a Maildir is empty. Of one whose process died then, all who write there wait two

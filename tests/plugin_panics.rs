@@ -19,9 +19,10 @@ const OPENED: &str = "mailbox_opened";
 
 /// Every guard that a session and a delivery come through, and whether the first mail's notification
 /// is out before it panics.
-const HOOKS: [(&str, bool); 11] = [
+const HOOKS: [(&str, bool); 12] = [
     ("init", false),
     ("mail_user_created", false),
+    ("mailbox_allocated", false),
     (OPENED, false),
     ("mail_transaction_begin", false),
     ("mail_save", false),

@@ -6,7 +6,7 @@ use std::ffi::{CStr, OsStr, c_char, c_void};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
 use super::bindings as ffi;
@@ -193,6 +193,29 @@ impl<'a> Mailbox<'a> {
     pub fn is_inbox(self) -> bool {
         // SAFETY: the mailbox lives for 'a; the function only reads.
         unsafe { ffi::replication_shim_mailbox_is_inbox(self.0.as_ptr()) }
+    }
+
+    /// Whether it is a Maildir.
+    #[must_use]
+    pub fn is_maildir(self) -> bool {
+        // SAFETY: the mailbox lives for 'a; the function only reads.
+        unsafe { ffi::replication_shim_mailbox_is_maildir(self.0.as_ptr()) }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(self) -> Option<PathBuf> {
+        // SAFETY: the mailbox lives for 'a.
+        let path = unsafe { ffi::replication_shim_mailbox_path(self.0.as_ptr()) };
+        // SAFETY: NULL or a C string that lives until the next call.
+        let path = unsafe { bytes(path) }?;
+        Some(PathBuf::from(OsStr::from_bytes(path)))
+    }
+
+    /// From now on the callback is told of each sync that failed. Only as the mailbox is allocated.
+    pub fn watch_syncs(self) {
+        // SAFETY: the mailbox lives for 'a.
+        unsafe { ffi::replication_shim_mailbox_watch_syncs(self.0.as_ptr()) };
     }
 
     /// Whether it is the user's own INBOX in Maildir, without a UIDVALIDITY as yet.

@@ -9,4 +9,6 @@ pub struct ReplicationCallbacks {
     pub user_deinit: unsafe extern "C" fn(context: *mut c_void),
     /// The timeout for a new try has come.
     pub retry: extern "C" fn(),
+    /// A sync of this mailbox, a `struct mailbox`, has failed.
+    pub sync_failed: unsafe extern "C" fn(mailbox: *mut c_void),
 }

@@ -10,6 +10,9 @@ use std::os::raw::c_char;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
+use rustix::fs::{AtFlags, CWD, Timestamps, utimensat};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::callbacks::ReplicationCallbacks;
 use super::main_thread::MainThread;
@@ -60,6 +63,7 @@ struct Concerned<'a> {
 static CALLBACKS: ReplicationCallbacks = ReplicationCallbacks {
     user_deinit: user_deinit_hook,
     retry: retry_hook,
+    sync_failed: sync_failed_hook,
 };
 
 static NOTIFY_HOOKS: ffi::notify_vfuncs = ffi::notify_vfuncs {
@@ -88,7 +92,7 @@ static STORAGE_HOOKS: ffi::mail_storage_hooks = ffi::mail_storage_hooks {
     mail_namespaces_added: None,
     mail_storage_created: None,
     mailbox_list_created: None,
-    mailbox_allocated: None,
+    mailbox_allocated: Some(mailbox_allocated_hook),
     mailbox_opened: Some(mailbox_opened_hook),
     mail_allocated: None,
 };
@@ -265,6 +269,34 @@ fn inbox_opened(mailbox: Mailbox<'_>) {
     }
 }
 
+fn is_replicated_maildir(mailbox: Mailbox<'_>) -> bool {
+    let user = mailbox.namespace().and_then(Namespace::user);
+    // SAFETY: user_created attaches UserContext and nothing else.
+    let context = user.and_then(|user| unsafe { user.context::<UserContext>() });
+    context.is_some_and(|context| context.is_replicated) && mailbox.is_maildir()
+}
+
+/// Where `dovecot-uidlist` cannot be written, as on a full disk, Maildir forgets what is in it, and expunges all mails from the index
+/// (`maildir_uidlist_sync_finish`, then `maildir_sync_index`). Their files are there, and are looked for when the directory has
+/// changed, which may be never; until then each sync would have the other node expunge them. So it has changed. That takes
+/// no space.
+fn maildir_sync_failed(mailbox: Mailbox<'_>) {
+    let Some(cur) = mailbox.path().map(|path| path.join("cur")) else {
+        return;
+    };
+    // To the nanosecond: the kernel's own may still be that of the last change.
+    let now = clock_gettime(ClockId::Realtime);
+    let times = Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    match utimensat(CWD, &cur, &times, AtFlags::empty()) {
+        // A mailbox that is gone.
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => log::error!("replication: utimensat({}) failed: {error}", cur.display()),
+    }
+}
+
 /// Whether that INBOX is there was notified before; from now on it was.
 fn tell_inbox(mailbox: Option<Mailbox<'_>>) -> bool {
     let user = mailbox
@@ -436,6 +468,24 @@ unsafe extern "C" fn mailbox_opened_hook(mailbox: *mut ffi::mailbox) {
     if let Some(inbox) = new {
         guard("mailbox_opened", (), || inbox_opened(inbox));
     }
+}
+
+unsafe extern "C" fn mailbox_allocated_hook(mailbox: *mut ffi::mailbox) {
+    // SAFETY: Dovecot's mailbox lives through the hook.
+    let mailbox = unsafe { Mailbox::from_raw(mailbox) };
+    guard("mailbox_allocated", (), || {
+        if let Some(mailbox) = mailbox.filter(|mailbox| is_replicated_maildir(*mailbox)) {
+            mailbox.watch_syncs();
+        }
+    });
+}
+
+unsafe extern "C" fn sync_failed_hook(mailbox: *mut c_void) {
+    // SAFETY: the shim gives a mailbox that lives through the call.
+    let mailbox = unsafe { Mailbox::from_raw(mailbox.cast()) };
+    guard("mailbox sync", (), || {
+        mailbox.into_iter().for_each(maildir_sync_failed);
+    });
 }
 
 unsafe extern "C" fn mailbox_update_hook(mailbox: *mut ffi::mailbox) {
