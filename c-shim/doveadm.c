@@ -182,8 +182,6 @@ bool replication_doveadm_is_dsync(struct mailbox *box)
 
 #pragma weak dsync_mailbox_list_module
 
-/* A control character, which Dovecot lets no mailbox be created with. */
-#define NAME_ESCAPE_CHAR '\x01'
 #define SHIM_LIST_CONTEXT(obj) MODULE_CONTEXT(obj, shim_list_module)
 
 static MODULE_CONTEXT_DEFINE_INIT(shim_list_module, &mailbox_list_module_register);
@@ -203,7 +201,7 @@ shim_list_iter_init(struct mailbox_list *list, const char *const *patterns,
 	return list->v.iter_init(list, patterns, flags);
 }
 
-void replication_doveadm_escape_names(struct mail_user *user)
+void replication_doveadm_escape_names(struct mail_user *user, char escape_char)
 {
 	union mailbox_list_module_context *lctx;
 	struct mail_namespace *ns;
@@ -211,7 +209,7 @@ void replication_doveadm_escape_names(struct mail_user *user)
 	if (&dsync_mailbox_list_module == NULL)
 		return;
 	for (ns = user->namespaces; ns != NULL; ns = ns->next) {
-		if (!replication_doveadm_set_escape_char(ns->list, NAME_ESCAPE_CHAR))
+		if (!replication_doveadm_set_escape_char(ns->list, escape_char))
 			continue;
 		lctx = p_new(ns->list->pool, union mailbox_list_module_context, 1);
 		lctx->super = ns->list->v;
@@ -222,7 +220,7 @@ void replication_doveadm_escape_names(struct mail_user *user)
 
 #else
 
-void replication_doveadm_escape_names(struct mail_user *user ATTR_UNUSED)
+void replication_doveadm_escape_names(struct mail_user *user ATTR_UNUSED, char escape_char ATTR_UNUSED)
 {
 }
 
@@ -249,11 +247,12 @@ bool replication_doveadm_saves_externally(struct mailbox_transaction_context *t)
 
 void replication_doveadm_keep_saved(struct mailbox_transaction_context *t)
 {
-	if (t->save_ctx != NULL && strcmp(t->box->storage->name, "sdbox") == 0) {
-		struct dbox_save_context *ctx =
-			container_of(t->save_ctx, struct dbox_save_context, ctx);
-		ctx->failed = FALSE;
-	}
+	struct dbox_save_context *ctx;
+
+	if (t->save_ctx == NULL)
+		return;
+	ctx = container_of(t->save_ctx, struct dbox_save_context, ctx);
+	ctx->failed = FALSE;
 }
 
 struct mail_index_transaction *

@@ -68,9 +68,9 @@ const unsigned char *replication_doveadm_buffered(struct istream_private *stream
 /* Whether it is dsync that works on the mailbox. */
 bool replication_doveadm_is_dsync(struct mailbox *box);
 
-/* Has dsync, for which this user is about to be synced, escape names by a character that no name has, where it would by one of its own
-   ('%'). Nothing where an admin has set one, or dsync knows none. */
-void replication_doveadm_escape_names(struct mail_user *user);
+/* Has dsync, for which this user is about to be synced, escape names by this character where it would by one of its own. Nothing where an admin
+   has set one, or dsync knows none. */
+void replication_doveadm_escape_names(struct mail_user *user, char escape_char);
 /* Of each version: FALSE if the list has one. */
 bool replication_doveadm_set_escape_char(struct mailbox_list *list, char escape_char);
 
@@ -81,8 +81,7 @@ bool replication_doveadm_undelete(struct mailbox *box);
 /* Whether the transaction saves mails, as dsync does before it expunges, in another transaction, those of which they are copies. */
 bool replication_doveadm_saves_externally(struct mailbox_transaction_context *t);
 
-/* Before the transaction is committed: what was saved in it stays although the last one to be saved was not. sdbox would put the mails in the
-   index and delete their files. */
+/* Before the transaction, of an sdbox, is committed: the last save of it did not fail. */
 void replication_doveadm_keep_saved(struct mailbox_transaction_context *t);
 
 /* Takes the expunges out of an external transaction that is about to be committed, and asks for the same ones in a transaction of their own;

@@ -17,7 +17,7 @@
 //!
 //! All else is stock's, untouched.
 
-use std::ffi::{CStr, OsStr, c_int};
+use std::ffi::{CStr, OsStr, c_char, c_int};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -46,6 +46,8 @@ mod version;
 type Context = ffi::doveadm_mail_cmd_context;
 type Alloc = unsafe extern "C" fn() -> *mut Context;
 
+/// A control character: Dovecot lets no mailbox be created with one.
+const NAME_ESCAPE: c_char = 0x01;
 const EX_NOUSER: c_int = 67;
 const EX_TEMPFAIL: c_int = 75;
 /// Commands whose context was freed without a deinit would stay: the oldest goes beyond this many.
@@ -321,7 +323,7 @@ unsafe extern "C" fn run(context: *mut Context, user: *mut ffi::mail_user) -> c_
     guard("run", (), || {
         version::before_run(context);
         // SAFETY: the user lives until this function has returned, and dsync has not yet begun with it.
-        unsafe { ffi::replication_doveadm_escape_names(user) };
+        unsafe { ffi::replication_doveadm_escape_names(user, NAME_ESCAPE) };
         watch_handshake(context);
         tell_begin(context, user);
     });

@@ -55,7 +55,8 @@ type Commit = unsafe extern "C" fn(
 type Rename = unsafe extern "C" fn(*mut ffi::mailbox, *mut ffi::mailbox) -> c_int;
 
 /// The formats that keep a GUID with the mailbox, where replication works.
-const FORMATS: [&CStr; 3] = [c"maildir", c"sdbox", c"mdbox"];
+const FORMATS: [&CStr; 3] = [c"maildir", SDBOX, c"mdbox"];
+const SDBOX: &CStr = c"sdbox";
 
 /// Its `create` changes a mailbox that was there before.
 #[cfg(not(dovecot_2_4))]
@@ -284,7 +285,8 @@ unsafe extern "C" fn transaction_commit(
 ) -> c_int {
     // SAFETY: Dovecot gave the transaction for the time of the call.
     let mailbox = unsafe { (*transaction).box_ };
-    let Some(commit) = stock_of(format_of(mailbox), |stock| stock.commit).flatten() else {
+    let format = format_of(mailbox);
+    let Some(commit) = stock_of(format, |stock| stock.commit).flatten() else {
         // `adopt` has stored it, or our function would not be in the mailbox.
         std::process::abort();
     };
@@ -295,10 +297,12 @@ unsafe extern "C" fn transaction_commit(
     if copies {
         watchdog::hold();
     }
+    if is_dsync && format == SDBOX {
+        // SAFETY: as above; it is of an sdbox, and has not been committed.
+        unsafe { ffi::replication_doveadm_keep_saved(transaction) };
+    }
     let expunges = if is_dsync {
         // SAFETY: as above; it has not been committed.
-        unsafe { ffi::replication_doveadm_keep_saved(transaction) };
-        // SAFETY: as above.
         unsafe { ffi::replication_doveadm_take_expunges(transaction) }
     } else {
         ptr::null_mut()
