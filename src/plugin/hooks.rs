@@ -269,11 +269,23 @@ fn inbox_opened(mailbox: Mailbox<'_>) {
     }
 }
 
+/// Also where dsync works on it.
 fn is_replicated_maildir(mailbox: Mailbox<'_>) -> bool {
-    let user = mailbox.namespace().and_then(Namespace::user);
+    let Some(namespace) = mailbox.namespace() else {
+        return false;
+    };
+    let Some(user) = namespace.user() else {
+        return false;
+    };
     // SAFETY: user_created attaches UserContext and nothing else.
-    let context = user.and_then(|user| unsafe { user.context::<UserContext>() });
-    context.is_some_and(|context| context.is_replicated) && mailbox.is_maildir()
+    let Some(context) = (unsafe { user.context::<UserContext>() }) else {
+        return false;
+    };
+    let is_anothers = || {
+        let owner = namespace.owner().map(MailUser::username);
+        owner.is_some_and(|owner| owner != user.username())
+    };
+    (context.is_replicated || is_anothers()) && mailbox.is_maildir()
 }
 
 /// Where `dovecot-uidlist` cannot be written, as on a full disk, Maildir forgets what is in it, and expunges all mails from the index
