@@ -673,7 +673,7 @@ fn empty_lock_of_a_maildir(target: &Target) -> Outcome {
     pair.finish()
 }
 
-/// Dsync escapes names by a `%`, and takes one that a name has for its own: 2.3.14 to 2.3.20 fail in each sync of the user, 2.4 makes
+/// Dsync escapes names by a `%`, and takes one that a name has for its own: 2.3.19 and 2.3.20 fail in each sync of the user, later ones make
 /// `a b` of `a%20b`. With our module names are what they are, in both directions, in subscriptions and in deletions too.
 fn percent(target: &Target) -> Outcome {
     const NAMES: [&str; 6] = ["100 %", "a%20b", "%41", "50%ab", "x%2fy", "%/%25"];

@@ -11,8 +11,8 @@
 //!   replicator then gives the process its next one too, and spares both a new connection and a new process.
 //! - `sync -U` ends when it stands still and its client is gone, and does not begin without one (see `watchdog`). On 2.4 any `sync` does, for the replicator
 //!   does not give it a `-U` that a doveadm without this module would refuse.
-//! - Names of mailboxes with a `%` are what they are. dsync escapes names by a `%`, and takes one that a name has for its own: 2.3.14 to 2.3.20 then
-//!   rename such a mailbox to itself in each sync, which fails, and 2.4 takes `a%20b` for `a b`. Here it escapes by a character that no name has.
+//! - Names of mailboxes with a `%` are what they are. dsync escapes names by a `%`, and takes one that a name has for its own: 2.3.19 and 2.3.20 then
+//!   rename such a mailbox to itself in each sync, which fails, and later ones take `a%20b` for `a b`. Here it escapes by a character that no name has.
 //! - `sync -d` on 2.4 syncs with the user's `mail_replica`, as on 2.3.
 //!
 //! All else is stock's, untouched.
