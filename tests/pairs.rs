@@ -47,7 +47,10 @@ fn change_mailboxes(pair: &Pair, node: &Node, round: &str) -> Outcome {
         format!("DELETE {round}-away"),
     ] {
         let mut imap = node.imap(USERS[0])?;
-        imap.ok(&command)?;
+        match command.strip_prefix("CREATE ") {
+            Some(mailbox) => imap.create(mailbox)?,
+            None => drop(imap.ok(&command)?),
+        }
         imap.logout()?;
         pair.wait_idle()?;
     }

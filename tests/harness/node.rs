@@ -865,8 +865,10 @@ fn is_bad(line: &str) -> bool {
     }
     // Dovecot's words for a process that had to wait for the CPU.
     let is_late_stats = line.contains("stats-writer") && line.contains("Timeout waiting for");
-    // A process that starts while the node is ended.
-    let is_late_start = line.contains("Fatal: Failed to read configuration: fd_read() failed");
+    // A process that starts while the node is ended or reloads.
+    let is_late_start = line.contains("Fatal: Failed to read configuration: fd_read() failed")
+        || (line.contains("Fatal: Error reading configuration: read(")
+            && line.contains("Connection reset by peer"));
     if is_late_stats || is_late_start || line.contains("Warning: Time moved forwards by ") {
         return false;
     }
@@ -875,12 +877,13 @@ fn is_bad(line: &str) -> bool {
 }
 
 /// Dovecot's own assertions that loads with faults have met (docs/limits.md).
-const ASSERTIONS: [&str; 5] = [
+const ASSERTIONS: [&str; 6] = [
     ">: Panic: file dsync-",
     " (mail_index_sync_map): assertion failed: ",
     " (mailbox_get_metadata): assertion failed: ",
     " (maildir_save_sync_index): assertion failed: (first_uid != 0)",
     ">: Panic: Leaked view for index ",
+    "/dovecot.list.index.log, write-lock, F_SETLKW) locking failed: Resource deadlock avoided",
 ];
 
 /// How the log names the processes that ended in one of those: `doveadm(USER)<PID>`.
