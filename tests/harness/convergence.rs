@@ -169,8 +169,10 @@ impl Journey {
             faults,
             ..Round::default()
         };
+        // Who compares may have waited for it until it was gone.
+        let had_empty_lock = has_empty_lock(pair)?;
         let mut equal = load.wait_equal(pair, course.patience);
-        if equal.is_err() && has_empty_lock(pair)? {
+        if equal.is_err() && (had_empty_lock || has_empty_lock(pair)?) {
             round.waited_for_lock = true;
             equal = load.wait_equal(pair, EMPTY_LOCK + course.patience);
         }
