@@ -82,11 +82,13 @@ int replication_doveadm_tls_create(struct doveadm_cmd_context *cctx, const char 
 }
 
 #ifdef DSYNC_LIST_CONTEXT
-bool replication_doveadm_set_escape_char(struct mailbox_list *list, char escape_char)
+char replication_doveadm_escape_char(const struct mailbox_list *list)
 {
-	if (list->set.vname_escape_char != '\0')
-		return FALSE;
+	return list->set.vname_escape_char;
+}
+
+void replication_doveadm_set_escape_char(struct mailbox_list *list, char escape_char)
+{
 	list->set.vname_escape_char = escape_char;
-	return TRUE;
 }
 #endif

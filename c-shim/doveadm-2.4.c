@@ -178,16 +178,18 @@ int replication_doveadm_tls_create(struct doveadm_cmd_context *cctx, const char 
 	return io_stream_autocreate_ssl_client(&parameters, input, output, ssl_r, error_r);
 }
 
-bool replication_doveadm_set_escape_char(struct mailbox_list *list, char escape_char)
+char replication_doveadm_escape_char(const struct mailbox_list *list)
+{
+	return list->mail_set->mailbox_list_visible_escape_char[0];
+}
+
+void replication_doveadm_set_escape_char(struct mailbox_list *list, char escape_char)
 {
 	const struct mail_storage_settings *old_set = list->mail_set;
 	struct mail_storage_settings *set;
 
-	if (old_set->mailbox_list_visible_escape_char[0] != '\0')
-		return FALSE;
 	set = p_memdup(old_set->pool, old_set, sizeof(*old_set));
 	set->mailbox_list_visible_escape_char =
 		p_strndup(old_set->pool, &escape_char, sizeof(escape_char));
 	list->mail_set = set;
-	return TRUE;
 }

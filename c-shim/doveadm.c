@@ -209,8 +209,11 @@ void replication_doveadm_escape_names(struct mail_user *user, char escape_char)
 	if (&dsync_mailbox_list_module == NULL)
 		return;
 	for (ns = user->namespaces; ns != NULL; ns = ns->next) {
-		if (!replication_doveadm_set_escape_char(ns->list, escape_char))
-			continue;
+		if (replication_doveadm_escape_char(ns->list) != '\0')
+			return;
+	}
+	for (ns = user->namespaces; ns != NULL; ns = ns->next) {
+		replication_doveadm_set_escape_char(ns->list, escape_char);
 		lctx = p_new(ns->list->pool, union mailbox_list_module_context, 1);
 		lctx->super = ns->list->v;
 		ns->list->v.iter_init = shim_list_iter_init;

@@ -69,10 +69,11 @@ const unsigned char *replication_doveadm_buffered(struct istream_private *stream
 bool replication_doveadm_is_dsync(struct mailbox *box);
 
 /* Has dsync, for which this user is about to be synced, escape names by this character where it would by one of its own. Nothing where an admin
-   has set one, or dsync knows none. */
+   has set one for any namespace, which must all have the same, or dsync knows none. */
 void replication_doveadm_escape_names(struct mail_user *user, char escape_char);
-/* Of each version: FALSE if the list has one. */
-bool replication_doveadm_set_escape_char(struct mailbox_list *list, char escape_char);
+/* Of each version: what an admin has set, '\0' if nothing. */
+char replication_doveadm_escape_char(const struct mailbox_list *list);
+void replication_doveadm_set_escape_char(struct mailbox_list *list, char escape_char);
 
 /* Takes the mark of a deletion off the mailbox's index; whether there was one. Only with the mailbox list locked: who deletes keeps it
    locked from the mark to the end. The storage's last error stays. */

@@ -10,7 +10,7 @@ use std::os::raw::c_char;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use rustix::fs::{AtFlags, CWD, Timestamps, utimensat};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -297,15 +297,28 @@ fn maildir_sync_failed(mailbox: Mailbox<'_>) {
         return;
     };
     // To the nanosecond: the kernel's own may still be that of the last change.
-    let now = clock_gettime(ClockId::Realtime);
-    let times = Timestamps {
-        last_access: now,
-        last_modification: now,
-    };
-    match utimensat(CWD, &cur, &times, AtFlags::empty()) {
+    let times = both(clock_gettime(ClockId::Realtime));
+    // Who may write there and does not own it may set the kernel's own time and no other.
+    let set = utimensat(CWD, &cur, &times, AtFlags::empty())
+        .or_else(|_| utimensat(CWD, &cur, &kernels_now(), AtFlags::empty()));
+    match set {
         // A mailbox that is gone.
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => log::error!("replication: utimensat({}) failed: {error}", cur.display()),
+    }
+}
+
+fn kernels_now() -> Timestamps {
+    both(Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_NOW,
+    })
+}
+
+const fn both(time: Timespec) -> Timestamps {
+    Timestamps {
+        last_access: time,
+        last_modification: time,
     }
 }
 
